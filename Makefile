@@ -1,0 +1,61 @@
+# make            build bin/fieldgate
+# make demo       see it work: no hardware, no root
+# make test       every test, with -race; sets itself up first
+# make check      gofmt, go vet, staticcheck, tests
+# make cross      the release binaries in dist/
+# make bench      the figures of docs/performance.md, about five minutes
+# make soak       the long tests, about half an hour
+# make fuzz       every fuzz target for FUZZTIME each
+
+GO       ?= go
+VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+FUZZTIME ?= 10s
+TARGETS  := linux-amd64 linux-arm64 linux-armv7 linux-armv6 linux-riscv64
+
+.PHONY: all build demo test check lint cross bench soak fuzz clean test-setup
+
+all: build
+
+build:
+	$(BUILD) -o bin/fieldgate ./cmd/fieldgate
+
+demo: build
+	bin/fieldgate demo
+
+# The tests speak to the Debian peers that scripts/test-setup names. Two cores
+# are enough; packages run one after the other where they measure time.
+test: test-setup
+	$(GO) test -race -timeout 12m ./...
+
+test-setup:
+	@scripts/test-setup
+
+check: lint test
+
+lint:
+	@unformatted=$$(gofmt -l cmd internal test); if [ -n "$$unformatted" ]; then \
+		echo "not formatted, run gofmt -w: $$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+
+cross: $(TARGETS:%=dist/fieldgate-%)
+
+dist/fieldgate-linux-armv%: FORCE
+	GOOS=linux GOARCH=arm GOARM=$* $(BUILD) -o $@ ./cmd/fieldgate
+dist/fieldgate-linux-%: FORCE
+	GOOS=linux GOARCH=$* $(BUILD) -o $@ ./cmd/fieldgate
+FORCE:
+
+bench: test-setup build
+	$(GO) run ./test/bench -out docs/performance.md
+
+soak: test-setup build
+	$(GO) test -timeout 60m -count=1 -tags soak -run Soak ./...
+
+fuzz:
+	@FUZZTIME=$(FUZZTIME) GO=$(GO) scripts/fuzz
+
+clean:
+	rm -rf bin dist
