@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -41,4 +42,19 @@ func TestNotifyReachesTheSocket(t *testing.T) {
 func TestOutsideSystemdNothingHappens(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	New(slog.New(slog.NewTextHandler(io.Discard, nil))).Ready("fine")
+}
+
+func TestJournalLinesCarryPriority(t *testing.T) {
+	var out strings.Builder
+	log := slog.New(NewJournalHandler(&out, slog.LevelInfo)).With("bus", "line1")
+	log.Debug("not shown")
+	log.Info("device back", "unit", 7)
+	log.Warn("device lost")
+	log.WithGroup("g").Error("queue full", "dropped", 3)
+	want := "<6>msg=\"device back\" bus=line1 unit=7\n" +
+		"<4>msg=\"device lost\" bus=line1\n" +
+		"<3>msg=\"queue full\" bus=line1 g.dropped=3\n"
+	if out.String() != want {
+		t.Errorf("wrote\n%swant\n%s", out.String(), want)
+	}
 }
