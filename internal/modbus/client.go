@@ -1,0 +1,133 @@
+package modbus
+
+import (
+	"context"
+	"fmt"
+)
+
+// ReadRegisters reads n coils, inputs or registers of table t from addr on
+// through ep; bits come as words 0 and 1. It makes exactly one request.
+func ReadRegisters(ctx context.Context, ep Endpoint, unit UnitID, t Table, addr, n uint16) ([]uint16, error) {
+	req := ReadRequest(t, addr, n)
+	resp, err := do(ctx, ep, unit, req)
+	if err != nil {
+		return nil, err
+	}
+	return Registers(req, resp), nil
+}
+
+// WriteCoil sets one coil (function 5).
+func WriteCoil(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, on bool) error {
+	_, err := do(ctx, ep, unit, WriteCoilRequest(addr, on))
+	return err
+}
+
+// WriteCoils sets coils from addr on (function 15).
+func WriteCoils(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, values []bool) error {
+	if len(values) > MaxWriteBits {
+		return tooMany(WriteMultipleCoils, len(values), MaxWriteBits)
+	}
+	_, err := do(ctx, ep, unit, WriteCoilsRequest(addr, values))
+	return err
+}
+
+// WriteRegister sets one holding register (function 6).
+func WriteRegister(ctx context.Context, ep Endpoint, unit UnitID, addr, v uint16) error {
+	_, err := do(ctx, ep, unit, WriteRegisterRequest(addr, v))
+	return err
+}
+
+// WriteRegisters sets holding registers from addr on (function 16).
+func WriteRegisters(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, values []uint16) error {
+	if len(values) > MaxWriteRegisters {
+		return tooMany(WriteMultipleRegisters, len(values), MaxWriteRegisters)
+	}
+	_, err := do(ctx, ep, unit, WriteRegistersRequest(addr, values))
+	return err
+}
+
+// MaskWrite sets one holding register to (value AND and) OR (or AND NOT and)
+// (function 22).
+func MaskWrite(ctx context.Context, ep Endpoint, unit UnitID, addr, and, or uint16) error {
+	_, err := do(ctx, ep, unit, MaskWriteRequest(addr, and, or))
+	return err
+}
+
+// ReadWrite writes values to holding registers from waddr on, then reads rn of
+// them from raddr on, in one request (function 23).
+func ReadWrite(ctx context.Context, ep Endpoint, unit UnitID, raddr, rn, waddr uint16, values []uint16) ([]uint16, error) {
+	if len(values) > MaxReadWriteRegisters {
+		return nil, tooMany(ReadWriteRegisters, len(values), MaxReadWriteRegisters)
+	}
+	req := ReadWriteRequest(raddr, rn, waddr, values)
+	resp, err := do(ctx, ep, unit, req)
+	if err != nil {
+		return nil, err
+	}
+	return Registers(req, resp), nil
+}
+
+// tooMany is said before a request is built, because the count in a request has
+// too few bits for any number of values.
+func tooMany(f FunctionCode, n, limit int) error {
+	return &requestError{f, IllegalDataValue, fmt.Sprintf("quantity %d is outside 1-%d", n, limit)}
+}
+
+// Object is one object of a device's identification (APP 6.21).
+type Object struct {
+	ID    byte
+	Value []byte
+}
+
+// Name returns the specification's name of the object, or its number.
+func (o Object) Name() string {
+	names := [...]string{"vendor name", "product code", "revision", "vendor url", "product name", "model name", "application name"}
+	if int(o.ID) < len(names) {
+		return names[o.ID]
+	}
+	return fmt.Sprintf("object %#02x", o.ID)
+}
+
+// ReadDeviceID reads the device's identification objects of a category
+// (function 43/14), with as many requests as the device asks for.
+func ReadDeviceID(ctx context.Context, ep Endpoint, unit UnitID, code DeviceIDCode) ([]Object, error) {
+	var objects []Object
+	next := byte(0)
+	for {
+		req := DeviceIDRequest(code, next)
+		resp, err := do(ctx, ep, unit, req)
+		if err != nil {
+			return objects, err
+		}
+		for b := resp[7:]; len(b) >= 2; b = b[2+int(b[1]):] {
+			objects = append(objects, Object{ID: b[0], Value: b[2 : 2+int(b[1])]})
+		}
+		if resp[4] == 0 {
+			return objects, nil
+		}
+		if resp[5] <= next {
+			// Following it would go round for ever.
+			return objects, bad(EncapsulatedInterface, "next object %d is not after %d", resp[5], next)
+		}
+		next = resp[5]
+	}
+}
+
+// do checks req, has ep answer it and checks the answer. The second check costs
+// little and makes the helpers safe with any Endpoint.
+func do(ctx context.Context, ep Endpoint, unit UnitID, req PDU) (PDU, error) {
+	if err := CheckRequest(req); err != nil {
+		return nil, err
+	}
+	resp, err := ep.Do(ctx, unit, req)
+	if err != nil {
+		return nil, err
+	}
+	if unit == Broadcast && len(resp) == 0 && req.Function().Broadcasts() {
+		return nil, nil // nobody answers a broadcast
+	}
+	if err := CheckResponse(req, resp); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
