@@ -1,0 +1,287 @@
+package modbus
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// staleAfter is the pause, beyond 3.5 characters, after which the rest of an
+// unfinished RTU frame cannot follow any more. Adapters deliver in lumps up to
+// 16 ms apart, so silence is not judged more finely than this.
+const staleAfter = 50 * time.Millisecond
+
+// asciiPause is the longest pause within an ASCII frame (SER 2.5.2).
+const asciiPause = time.Second
+
+// ServeSerial answers the requests for units (nil: Server.Units) that come over
+// rw, an open serial port, until ctx ends; then it closes rw and returns nil.
+// charTime is how long one character takes on the wire. f is FramingRTU or
+// FramingASCII.
+//
+// On a line shared with other devices it passes over their requests and
+// responses. It executes broadcasts and answers none, and answers no frame with
+// a wrong CRC or LRC. An answer leaves 3.5 characters after the request at the
+// earliest. The error is that of rw, which is then closed; an adapter that was
+// unplugged is the common one.
+func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Framing, units func(UnitID) bool, charTime time.Duration) error {
+	if units == nil {
+		units = s.Units
+	}
+	running, cancel := context.WithCancel(ctx)
+	type read struct {
+		b   []byte
+		at  time.Time
+		err error
+	}
+	// The reader stamps what comes while an answer is being made, so that
+	// silences are seen where they were. It ends when rw is closed.
+	reads, free := make(chan read), make(chan []byte, 2)
+	free <- make([]byte, MaxASCII)
+	free <- make([]byte, MaxASCII)
+	done := make(chan struct{})
+	defer func() { <-done }()
+	defer rw.Close()
+	defer context.AfterFunc(running, func() { rw.Close() })()
+	defer cancel()
+	go func() {
+		defer close(done)
+		for {
+			var buf []byte
+			select {
+			case buf = <-free:
+			case <-running.Done():
+				return
+			}
+			n, err := rw.Read(buf[:cap(buf)])
+			select {
+			case reads <- read{buf[:n], time.Now(), err}:
+			case <-running.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+
+	p := &serialPort{server: s, framing: f, units: units, silence: Silence(charTime)}
+	for {
+		var r read
+		select {
+		case r = <-reads:
+		case <-ctx.Done():
+			return nil
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		p.feed(r.b, r.at)
+		free <- r.b
+		for {
+			answer, ok := p.next(ctx)
+			if !ok {
+				break
+			}
+			if len(answer) == 0 {
+				continue
+			}
+			wait(ctx, time.Until(r.at.Add(p.silence)))
+			if _, err := rw.Write(answer); err != nil {
+				if ctx.Err() != nil {
+					return nil
+				}
+				return fmt.Errorf("modbus server: write: %w", err)
+			}
+			p.sent(answer)
+		}
+		if r.err != nil {
+			if errors.Is(r.err, io.EOF) {
+				r.err = io.ErrUnexpectedEOF // nobody asked for the end
+			}
+			return fmt.Errorf("modbus server: read: %w", r.err)
+		}
+	}
+}
+
+// Silence returns the least pause between two RTU frames for a character time:
+// 3.5 characters, and a fixed 1.75 ms above 19200 baud, that is for characters
+// shorter than 10 bits are at that rate (SER 2.5.1.1).
+func Silence(charTime time.Duration) time.Duration {
+	const bits, baud = 10, 19200
+	if charTime < bits*time.Second/baud {
+		return 1750 * time.Microsecond
+	}
+	return charTime * 7 / 2
+}
+
+// serialPort follows the bytes of a serial line. It has no clock and no wire:
+// feed takes bytes with the time they came, next yields answers.
+type serialPort struct {
+	server  *Server
+	framing Framing
+	units   func(UnitID) bool
+	silence time.Duration
+
+	buf    []byte
+	starts []int // offsets in buf before which there was a silence, ascending
+	last   time.Time
+	echo   []byte // of ours, still to be heard
+	out    []byte
+}
+
+// feed takes bytes that were read at a time.
+func (p *serialPort) feed(b []byte, at time.Time) {
+	pause := at.Sub(p.last)
+	p.last = at
+	if b = p.dropEcho(b); len(b) == 0 {
+		return
+	}
+	if p.framing == FramingASCII {
+		if pause > asciiPause {
+			p.buf = p.buf[:0]
+		}
+		p.buf = append(p.buf, b...)
+		return
+	}
+	switch {
+	case pause > p.silence+staleAfter:
+		p.drop(len(p.buf))
+	case pause >= p.silence && len(p.buf) > 0:
+		p.starts = append(p.starts, len(p.buf))
+	}
+	p.buf = append(p.buf, b...)
+}
+
+// sent notes what was written, whose echo the line may bring back.
+func (p *serialPort) sent(b []byte) {
+	if p.server.Echo {
+		p.echo = append(p.echo[:0], b...)
+	}
+}
+
+// dropEcho takes the echo of our own sending off the front of b. The first byte
+// that differs ends the expectation.
+func (p *serialPort) dropEcho(b []byte) []byte {
+	n := min(len(b), len(p.echo))
+	if n == 0 {
+		return b
+	}
+	if !bytes.Equal(b[:n], p.echo[:n]) {
+		p.echo = p.echo[:0]
+		return b
+	}
+	p.echo = p.echo[n:]
+	return b[n:]
+}
+
+// next works off one frame of what was fed. ok is false when no whole frame is
+// left; answer is empty for a frame that gets none. The answer is valid until
+// the next call.
+func (p *serialPort) next(ctx context.Context) (answer []byte, ok bool) {
+	p.out = p.out[:0]
+	if p.framing == FramingASCII {
+		return p.nextASCII(ctx)
+	}
+	for len(p.buf) > 0 {
+		n := p.frame(p.buf)
+		if n > 0 {
+			adu := p.buf[:n]
+			if unit, req, err := DecodeRTU(adu); err == nil && p.ours(unit) {
+				if resp := p.server.answerSerial(ctx, p.units, unit, req); len(resp) > 0 {
+					p.out = AppendRTU(p.out, unit, resp)
+				}
+			}
+			p.drop(n)
+			return p.out, true
+		}
+		start := p.restart(n)
+		if start == 0 {
+			return nil, false
+		}
+		p.server.counters.badFrames.Add(1)
+		p.drop(start)
+	}
+	return nil, false
+}
+
+// restart returns where to look for the next frame when the front of buf is
+// none: n is 0 for one that may still become a frame, -1 for one that cannot.
+// It returns 0 when there is nothing to do but wait for more bytes.
+func (p *serialPort) restart(n int) int {
+	if n < 0 {
+		if len(p.starts) > 0 {
+			return p.starts[0]
+		}
+		return len(p.buf)
+	}
+	// A whole request for us after a silence: the rest of what stands before
+	// it will never come.
+	for _, start := range p.starts {
+		if p.ours(UnitID(p.buf[start])) && p.frame(p.buf[start:]) > 0 {
+			return start
+		}
+	}
+	return 0
+}
+
+// drop forgets the first n bytes.
+func (p *serialPort) drop(n int) {
+	p.buf = p.buf[:copy(p.buf, p.buf[n:])]
+	kept := p.starts[:0]
+	for _, s := range p.starts {
+		if s > n {
+			kept = append(kept, s-n)
+		}
+	}
+	p.starts = kept
+}
+
+func (p *serialPort) ours(unit UnitID) bool {
+	return unit == Broadcast || p.units == nil || p.units(unit)
+}
+
+// frame returns the length of the whole frame at the front of b, 0 while it may
+// still become one, and -1 when it cannot.
+func (p *serialPort) frame(b []byte) int {
+	if len(b) < 2 {
+		return 0
+	}
+	n, known := RTURequestLen(b)
+	if known && len(b) >= n && CRC16(b[:n]) == 0 {
+		return n
+	}
+	if p.ours(UnitID(b[0])) && (known || n > 0) {
+		if known && len(b) >= n || len(b) >= MaxRTU {
+			return -1
+		}
+		return 0
+	}
+	// A response of another device, or a function we do not know: it ends
+	// where its CRC comes out right.
+	if n, found := frameEnd(b); found {
+		return n
+	}
+	if len(b) >= MaxRTU {
+		return -1
+	}
+	return 0
+}
+
+// nextASCII works off one line.
+func (p *serialPort) nextASCII(ctx context.Context) (answer []byte, ok bool) {
+	end := bytes.IndexByte(p.buf, '\n')
+	if end < 0 {
+		if len(p.buf) > MaxASCII {
+			p.server.counters.badFrames.Add(1)
+			p.buf = p.buf[:0]
+		}
+		return nil, false
+	}
+	p.out = p.server.answerASCII(ctx, p.units, p.buf[:end+1], p.out)
+	p.drop(end + 1)
+	return p.out, true
+}

@@ -1,0 +1,431 @@
+package modbus
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Server puts an Endpoint on wires of the server side. Set Endpoint; every other
+// zero field means what its comment says. The settings must not change once
+// something is served. One Server may serve several wires at once, and counts
+// them together.
+//
+// Every request is checked with CheckRequest before the Endpoint sees it, and is
+// refused with the exception that the specification asks for. What the Endpoint
+// fails with becomes the exception that ExceptionFor names. The requests of one
+// wire are answered one after the other in the order they came.
+type Server struct {
+	Endpoint Endpoint
+
+	// Units says which unit ids are answered for; nil: all of them. A request
+	// for another unit is answered with exception 0x0B on Modbus TCP, whose
+	// clients wait for something, and with silence on the other framings.
+	Units func(UnitID) bool
+
+	// Default, unless 0, stands in for the unit ids 0 and 255 on Modbus TCP,
+	// which there mean "the device at this address" (APP 4.1). The answer still
+	// bears the id of the request.
+	Default UnitID
+
+	// Allow lists who may connect; nil: everyone. Others are closed at once,
+	// their datagrams ignored.
+	Allow []netip.Prefix
+
+	MaxClients int           // connections at once; 0: 32. More are closed at once
+	Idle       time.Duration // a connection without a whole request for so long is closed; 0: 60 s, negative: never
+
+	// Echo says that a serial port hears its own sending, as half-duplex
+	// adapters without echo suppression do; it is then dropped.
+	Echo bool
+
+	Log *slog.Logger // nil: none
+
+	clients  atomic.Int64
+	counters struct{ accepted, refused, requests, exceptions, badFrames atomic.Uint64 }
+}
+
+// Defaults of a Server.
+const (
+	DefaultMaxClients = 32
+	DefaultIdle       = 60 * time.Second
+)
+
+// writeTimeout is how long a client may leave an answer untaken.
+const writeTimeout = 5 * time.Second
+
+// errRefused ends a connection whose stream cannot be followed any further.
+var errRefused = errors.New("connection given up")
+
+// ServerStats counts what a Server saw since it was made.
+type ServerStats struct {
+	Clients    int    // connections now
+	Accepted   uint64 // connections
+	Refused    uint64 // connections and datagrams turned away by Allow or MaxClients
+	Requests   uint64 // for our units
+	Exceptions uint64 // answers that were exceptions
+	BadFrames  uint64 // frames with a wrong CRC, LRC or length
+}
+
+// Stats returns the counts. It is safe to call at any time.
+func (s *Server) Stats() ServerStats {
+	c := &s.counters
+	return ServerStats{
+		Clients:    int(s.clients.Load()),
+		Accepted:   c.accepted.Load(),
+		Refused:    c.refused.Load(),
+		Requests:   c.requests.Load(),
+		Exceptions: c.exceptions.Load(),
+		BadFrames:  c.badFrames.Load(),
+	}
+}
+
+// Serve answers the clients of l in framing f until ctx ends, then closes l and
+// all connections, waits for them and returns nil. It returns an error when l is
+// closed by somebody else. A client that sends what cannot be a frame - MBAP
+// with a wrong protocol id or length, RTU with a wrong CRC - is disconnected,
+// because nothing says where the next frame would begin.
+func (s *Server) Serve(ctx context.Context, l net.Listener, f Framing) error {
+	running, cancel := context.WithCancel(ctx)
+	var open sync.WaitGroup
+	defer open.Wait()
+	defer cancel()
+	defer context.AfterFunc(running, func() { l.Close() })()
+	defer l.Close()
+
+	refusing, failing := false, false
+	for {
+		conn, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("modbus server: accept on %v: %w", l.Addr(), err)
+		case err != nil:
+			// Out of descriptors, or a client that left again: neither is a
+			// reason to stop serving those who are there.
+			if !failing {
+				s.log().Warn("cannot accept clients", "address", l.Addr().String(), "err", err)
+			}
+			failing = true
+			wait(ctx, 100*time.Millisecond)
+			continue
+		}
+		failing = false
+		if reason := s.admit(conn.RemoteAddr()); reason != "" {
+			conn.Close()
+			s.counters.refused.Add(1)
+			if !refusing {
+				s.log().Warn("client refused", "client", conn.RemoteAddr().String(), "reason", reason)
+			}
+			refusing = true
+			continue
+		}
+		refusing = false
+		s.counters.accepted.Add(1)
+		open.Go(func() { // ends when the client leaves, is idle, or running ends
+			defer s.clients.Add(-1)
+			s.serveConn(running, conn, f)
+		})
+	}
+}
+
+// admit counts a new client in and returns "", or says why it must go.
+func (s *Server) admit(from net.Addr) string {
+	if !s.allowed(from) {
+		return "not in the allow list"
+	}
+	limit := s.MaxClients
+	if limit == 0 {
+		limit = DefaultMaxClients
+	}
+	if s.clients.Add(1) > int64(limit) {
+		s.clients.Add(-1)
+		return fmt.Sprintf("%d clients are connected already", limit)
+	}
+	return ""
+}
+
+// allowed reports whether from may talk to us.
+func (s *Server) allowed(from net.Addr) bool {
+	if s.Allow == nil {
+		return true
+	}
+	ap, err := netip.ParseAddrPort(from.String())
+	if err != nil {
+		return false
+	}
+	addr := ap.Addr().Unmap().WithZone("")
+	for _, p := range s.Allow {
+		if p.Contains(addr) {
+			return true
+		}
+	}
+	return false
+}
+
+// serveConn answers one client until it leaves or must.
+func (s *Server) serveConn(ctx context.Context, conn net.Conn, f Framing) {
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	s.log().Debug("client connected", "client", conn.RemoteAddr().String())
+	step := s.stepTCP
+	switch f {
+	case FramingRTU:
+		step = s.stepRTU
+	case FramingASCII:
+		step = s.stepASCII
+	}
+	// One frame always fits, so that a reader may peek at a whole one.
+	in, out := bufio.NewReaderSize(conn, MaxASCII), make([]byte, 0, MaxASCII)
+	for {
+		if err := conn.SetReadDeadline(s.idleDeadline()); err != nil {
+			return
+		}
+		answer, err := step(ctx, in, out)
+		if err != nil {
+			s.log().Debug("client gone", "client", conn.RemoteAddr().String(), "err", err)
+			return
+		}
+		if len(answer) == 0 {
+			continue
+		}
+		if err := conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return
+		}
+		if _, err := conn.Write(answer); err != nil {
+			s.log().Debug("client gone", "client", conn.RemoteAddr().String(), "err", err)
+			return
+		}
+	}
+}
+
+func (s *Server) idleDeadline() time.Time {
+	switch {
+	case s.Idle == 0:
+		return time.Now().Add(DefaultIdle)
+	case s.Idle < 0:
+		return time.Time{}
+	}
+	return time.Now().Add(s.Idle)
+}
+
+// stepTCP reads one MBAP frame and returns what to answer, appended to out.
+func (s *Server) stepTCP(ctx context.Context, in *bufio.Reader, out []byte) ([]byte, error) {
+	hdr, err := in.Peek(MBAPLen)
+	if err != nil {
+		return nil, err
+	}
+	tx, n, unit, err := ParseMBAP(hdr)
+	if err != nil {
+		s.counters.badFrames.Add(1)
+		return nil, err
+	}
+	adu, err := in.Peek(MBAPLen + n)
+	if err != nil {
+		return nil, err
+	}
+	if resp := s.answerTCP(ctx, unit, PDU(adu[MBAPLen:])); len(resp) > 0 {
+		out = AppendTCP(out, tx, unit, resp)
+	}
+	_, err = in.Discard(MBAPLen + n)
+	return out, err
+}
+
+// stepRTU reads one RTU frame from a stream, in which silence means nothing:
+// the frame ends by its length, or where its CRC comes out right.
+func (s *Server) stepRTU(ctx context.Context, in *bufio.Reader, out []byte) ([]byte, error) {
+	n, known := MinRTU, false
+	for !known {
+		prefix, err := in.Peek(n)
+		if err != nil {
+			return nil, err
+		}
+		n, known = RTURequestLen(prefix)
+		if !known && n == 0 { // a function we do not know
+			if n, known = frameEnd(prefix); !known {
+				n = len(prefix) + 1
+			}
+		}
+		if n > MaxRTU {
+			s.counters.badFrames.Add(1)
+			return nil, fmt.Errorf("%w: no frame in %d bytes", errRefused, len(prefix))
+		}
+	}
+	adu, err := in.Peek(n)
+	if err != nil {
+		return nil, err
+	}
+	unit, req, err := DecodeRTU(adu)
+	if err != nil {
+		s.counters.badFrames.Add(1)
+		return nil, err
+	}
+	if resp := s.answerSerial(ctx, s.Units, unit, req); len(resp) > 0 {
+		out = AppendRTU(out, unit, resp)
+	}
+	_, err = in.Discard(n)
+	return out, err
+}
+
+// frameEnd returns the shortest length at which b is a frame with a right CRC.
+// The CRC over a frame and its own CRC is 0.
+func frameEnd(b []byte) (n int, found bool) {
+	crc := uint16(0xFFFF)
+	for i, v := range b[:min(len(b), MaxRTU)] {
+		crc = crc>>8 ^ crcTable[byte(crc)^v]
+		if crc == 0 && i+1 >= MinRTU {
+			return i + 1, true
+		}
+	}
+	return 0, false
+}
+
+// stepASCII reads up to the end of the next ASCII frame. A frame with a wrong LRC
+// gets no answer; the next ':' begins anew.
+func (s *Server) stepASCII(ctx context.Context, in *bufio.Reader, out []byte) ([]byte, error) {
+	line, err := in.ReadSlice('\n')
+	if err != nil {
+		if errors.Is(err, bufio.ErrBufferFull) {
+			s.counters.badFrames.Add(1)
+		}
+		return nil, err
+	}
+	return s.answerASCII(ctx, s.Units, line, out), nil
+}
+
+// answerASCII appends the answer to the frame that ends line to out.
+func (s *Server) answerASCII(ctx context.Context, units func(UnitID) bool, line, out []byte) []byte {
+	for i := len(line) - 1; i >= 0; i-- {
+		if line[i] == ':' {
+			line = line[i:]
+			break
+		}
+	}
+	unit, req, err := DecodeASCII(line)
+	if err != nil {
+		s.counters.badFrames.Add(1)
+		return out
+	}
+	if resp := s.answerSerial(ctx, units, unit, req); len(resp) > 0 {
+		out = AppendASCII(out, unit, resp)
+	}
+	return out
+}
+
+// ServeUDP answers the datagrams of pc, each of which holds one Modbus TCP
+// frame, until ctx ends; then it closes pc and returns nil. Anything else in a
+// datagram is counted and ignored. It returns an error when pc fails.
+func (s *Server) ServeUDP(ctx context.Context, pc net.PacketConn) error {
+	defer pc.Close()
+	defer context.AfterFunc(ctx, func() { pc.Close() })()
+	in, out := make([]byte, MaxTCP+1), make([]byte, 0, MaxTCP)
+	for {
+		n, from, err := pc.ReadFrom(in)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("modbus server: read on %v: %w", pc.LocalAddr(), err)
+		}
+		if !s.allowed(from) {
+			s.counters.refused.Add(1)
+			continue
+		}
+		tx, unit, req, err := DecodeTCP(in[:n])
+		if err != nil {
+			s.counters.badFrames.Add(1)
+			continue
+		}
+		resp := s.answerTCP(ctx, unit, req)
+		if len(resp) == 0 {
+			continue
+		}
+		if _, err := pc.WriteTo(AppendTCP(out, tx, unit, resp), from); err != nil {
+			s.log().Debug("answer not sent", "client", from.String(), "err", err)
+		}
+	}
+}
+
+// answerTCP answers a request with the unit rules of Modbus TCP.
+func (s *Server) answerTCP(ctx context.Context, unit UnitID, req PDU) PDU {
+	if s.Default != 0 && (unit == 0 || unit == 255) {
+		unit = s.Default
+	}
+	if s.Units != nil && !s.Units(unit) {
+		return ExceptionResponse(req.Function(), GatewayTargetNoResponse)
+	}
+	return s.answer(ctx, unit, req)
+}
+
+// answerSerial answers a request with the unit rules of serial lines: nobody
+// answers a broadcast, and what is not for us is for somebody else.
+func (s *Server) answerSerial(ctx context.Context, units func(UnitID) bool, unit UnitID, req PDU) PDU {
+	if unit == Broadcast {
+		if req.Function().Broadcasts() {
+			s.answer(ctx, Broadcast, req)
+		}
+		return nil
+	}
+	if units != nil && !units(unit) {
+		return nil
+	}
+	return s.answer(ctx, unit, req)
+}
+
+// answer returns the response to req, empty for none. It never is longer than a
+// PDU may be.
+func (s *Server) answer(ctx context.Context, unit UnitID, req PDU) PDU {
+	s.counters.requests.Add(1)
+	err := CheckRequest(req)
+	var resp PDU
+	if err == nil {
+		resp, err = s.Endpoint.Do(ctx, unit, req)
+	}
+	if err == nil && len(resp) == 0 && unit == Broadcast {
+		return nil
+	}
+	if err == nil {
+		// An Endpoint that answers something else is broken; a client must
+		// not take its bytes for values.
+		err = CheckResponse(req, resp)
+	}
+	if err == nil {
+		return resp
+	}
+	if ctx.Err() != nil {
+		return nil // we are going; the client will see the connection end
+	}
+	s.counters.exceptions.Add(1)
+	return ExceptionResponse(req.Function(), ExceptionFor(err))
+}
+
+func (s *Server) log() *slog.Logger {
+	if s.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return s.Log
+}
+
+// wait returns after d, or sooner when ctx ends.
+func wait(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
