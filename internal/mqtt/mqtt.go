@@ -1,9 +1,15 @@
 // Package mqtt holds what the MQTT side of the gateway agrees on: the message,
 // who takes messages, and the rules for topic names and filters. It connects
 // to nothing; uplink and broker do.
+//
+// Clause numbers are those of MQTT 3.1.1 (OASIS, 29 October 2014).
 package mqtt
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+)
 
 // Message is one MQTT application message. Whoever is handed a Message may
 // keep it but must not change the bytes of Payload.
@@ -14,12 +20,39 @@ type Message struct {
 	Retain  bool
 }
 
+// MaxPayload is the longest payload of a message: what is left of the longest
+// packet (clause 2.2.3) after the longest topic.
+const MaxPayload = 268_435_455 - 2 - MaxTopic - 2
+
+// ErrInvalid is wrapped by every error that says a message, topic or filter
+// breaks the protocol and will never be delivered.
+var ErrInvalid = errors.New("invalid")
+
+// Check returns an error that wraps ErrInvalid for a message which no broker
+// would take: a topic that ValidTopic refuses, a QoS above 2, a payload longer
+// than MaxPayload. An empty payload is valid.
+func (m Message) Check() error {
+	if err := ValidTopic(m.Topic); err != nil {
+		return err
+	}
+	if m.QoS > 2 {
+		return fmt.Errorf("%w message for topic %q: QoS %d, want 0, 1 or 2", ErrInvalid, m.Topic, m.QoS)
+	}
+	if len(m.Payload) > MaxPayload {
+		return fmt.Errorf("%w message for topic %q: payload of %d bytes, at most %d", ErrInvalid, m.Topic, len(m.Payload), MaxPayload)
+	}
+	return nil
+}
+
 // Sink takes messages for delivery: a queue in front of an uplink, or the
 // embedded broker.
 //
 // Deliver takes msgs in order and returns once the sink answers for them. It
 // never waits for a network peer. It keeps no reference to the msgs slice; it
-// may keep the payloads.
+// may keep the payloads. A message that Check refuses is left out and named in
+// the error, which wraps ErrInvalid; the others are taken all the same. A sink
+// that is closed takes nothing and says so. It is safe for use by several
+// goroutines. Package sinktest holds every Sink to this.
 type Sink interface {
 	Deliver(ctx context.Context, msgs ...Message) error
 }
