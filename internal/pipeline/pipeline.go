@@ -1,0 +1,197 @@
+// Package pipeline is where batches of samples from the field meet those who
+// want them: it runs the stages that make points from points, keeps the last
+// sample of every point, and hands each batch on to every feed. It never makes
+// a bus wait: a feed whose reader is slow loses its oldest batches, counted.
+//
+// The types to know are Pipeline, Stage (what makes points from points) and
+// Feed (one reader's share). It neither polls nor publishes.
+package pipeline
+
+import (
+	"iter"
+	"slices"
+	"sync"
+	"time"
+
+	"fieldgate/internal/point"
+)
+
+// Stage makes points from points: a rollup, an alarm.
+//
+// Apply is given each batch in the order of arrival, one at a time, and returns
+// what goes on from here: usually in and what it made of it. It must not
+// change in, nor keep it after it has returned, and it must not block: a bus
+// waits for it.
+type Stage interface {
+	Apply(now time.Time, in []point.Sample) []point.Sample
+}
+
+// Slot numbers the points of one Pipeline from 0, in the order in which they
+// were first seen. A point keeps its slot as long as the Pipeline lives, so a
+// reader may keep what it knows of a point in a slice rather than in a map.
+type Slot uint32
+
+// Batch is what was emitted together. Every feed is given the same memory:
+// nobody may change it, everybody may keep it.
+type Batch struct {
+	Samples []point.Sample
+	Slots   []Slot // of each sample
+}
+
+// Pipeline takes batches and fans them out. Make one with New. All methods are
+// safe for use by several goroutines.
+type Pipeline struct {
+	stages []Stage
+
+	// mu is held for the time of a few memory accesses a sample and of the
+	// stages; never while anything waits.
+	mu     sync.RWMutex
+	slots  map[point.ID]Slot
+	last   []*point.Sample // by slot; each points into the batch it came with
+	shapes map[point.ID][]shape
+	feeds  []*Feed
+}
+
+// shape is the list of points of a batch seen before. A bus emits the same few
+// lists over and over, so a comparison of names takes the place of a look-up.
+type shape struct {
+	ids   []point.ID
+	slots []Slot
+}
+
+// maxShapes bounds how many lists that begin with the same point are
+// remembered; a device has about one for each of its intervals.
+const maxShapes = 8
+
+// New returns a pipeline that applies stages to each batch, in their order.
+func New(stages ...Stage) *Pipeline {
+	return &Pipeline{
+		stages: stages,
+		slots:  make(map[point.ID]Slot),
+		shapes: make(map[point.ID][]shape),
+	}
+}
+
+// Emit takes one batch: what was read together from one device, in the order of
+// reading. It copies the samples and never waits for a reader. The caller may
+// use batch again at once.
+func (p *Pipeline) Emit(batch []point.Sample) {
+	if len(p.stages) == 0 {
+		batch = slices.Clone(batch) // outside the lock
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.stages) > 0 {
+		now := time.Now()
+		for _, s := range p.stages {
+			batch = s.Apply(now, batch)
+		}
+		batch = slices.Clone(batch)
+	}
+	if len(batch) == 0 {
+		return
+	}
+	slots := p.slotsOf(batch)
+	for i, s := range slots {
+		p.last[s] = &batch[i]
+	}
+	for _, f := range p.feeds {
+		f.put(Batch{batch, slots})
+	}
+}
+
+// slotsOf returns the slots of the batch's points and gives one to each point
+// that has none yet. The result is shared between batches.
+func (p *Pipeline) slotsOf(batch []point.Sample) []Slot {
+	first := batch[0].ID
+	known := p.shapes[first]
+	for _, s := range known {
+		if s.fits(batch) {
+			return s.slots
+		}
+	}
+	s := shape{make([]point.ID, len(batch)), make([]Slot, len(batch))}
+	for i := range batch {
+		id := batch[i].ID
+		slot, ok := p.slots[id]
+		if !ok {
+			slot = Slot(len(p.last))
+			p.slots[id] = slot
+			p.last = append(p.last, nil)
+		}
+		s.ids[i], s.slots[i] = id, slot
+	}
+	if len(known) < maxShapes {
+		p.shapes[first] = append(known, s)
+	}
+	return s.slots
+}
+
+// fits reports whether batch has exactly the points of s. The names are mostly
+// the very same memory, which makes the comparison cheap.
+func (s shape) fits(batch []point.Sample) bool {
+	if len(s.ids) != len(batch) {
+		return false
+	}
+	for i := range batch {
+		if s.ids[i] != batch[i].ID {
+			return false
+		}
+	}
+	return true
+}
+
+// Last returns the newest sample of a point; ok is false before the first. It
+// is Bad, without a value, while the point cannot be read.
+func (p *Pipeline) Last(id point.ID) (s point.Sample, ok bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	slot, ok := p.slots[id]
+	if !ok {
+		return point.Sample{}, false
+	}
+	return *p.last[slot], true
+}
+
+// Match goes through the newest samples of all points that fit the pattern
+// (see point.ParseGlob), as they were at one instant, in the order in which the
+// points were first seen. The loop's body may take its time.
+func (p *Pipeline) Match(pattern string) iter.Seq[point.Sample] {
+	return func(yield func(point.Sample) bool) {
+		glob := point.ParseGlob(pattern)
+		p.mu.RLock()
+		last := slices.Clone(p.last)
+		p.mu.RUnlock()
+		for _, s := range last {
+			if glob.Match(s.ID) && !yield(*s) {
+				return
+			}
+		}
+	}
+}
+
+// Len returns the number of points seen so far.
+func (p *Pipeline) Len() int {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return len(p.last)
+}
+
+// Subscribe returns a feed of everything emitted from now on. It holds at most
+// depth batches, at least 1. When its reader is slower than the field, the
+// oldest batch goes and Dropped counts it. name is for logs and figures. Close
+// the feed when done.
+func (p *Pipeline) Subscribe(name string, depth int) *Feed {
+	f := &Feed{pipeline: p, name: name, ch: make(chan Batch, max(depth, 1))}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.feeds = append(p.feeds, f)
+	return f
+}
+
+// Feeds returns the feeds that are open, in the order in which they were made.
+func (p *Pipeline) Feeds() []*Feed {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return slices.Clone(p.feeds)
+}
