@@ -112,17 +112,41 @@ const (
 // Layout is the register layout of a Datetime.
 type Layout uint8
 
-// The layouts of SPEC "point" (type datetime).
+// The layouts of SPEC "point" (type datetime). DOS to DT2 are one number over
+// their registers, to which Order applies; the others are fields at fixed
+// places, to which it does not. The number in a name is that of its registers.
+//
+// A device's clock is taken to show UTC. A register set that is no date (all
+// zero before the clock was set, a month 13) is ErrInvalid.
 const (
+	// DOS is the time stamp of MS-DOS in 32 bits: year-1980 (7 bits), month (4),
+	// day (5), hour (5), minute (6), second/2 (5). Odd seconds are written as
+	// the even second before.
 	DOS Layout = iota
+	// WIN is the FILETIME of Windows in 64 bits: steps of 100 ns since
+	// 1601-01-01.
 	WIN
+	// EPOCH is 32 bits of unsigned seconds since 1970-01-01.
 	EPOCH
+	// EPOCHMS is 64 bits of milliseconds since 1970-01-01.
 	EPOCHMS
+	// DT2 is 32 bits of unsigned seconds since 2000-01-01.
 	DT2
+	// DT3 is the three-register format of PowerLogic and Micrologic devices:
+	// month (high byte, whose top two bits are flags) and day, year-1900 and
+	// hour, minute and second.
 	DT3
+	// DT4 is the format of IEC 870-5-4 (Schneider's TI081), used by most newer
+	// meters: year-2000 (7 bits); month (bits 8-11) and day (0-4); hour (8-12),
+	// bit 7 "time is invalid" and minute (0-5); millisecond of the minute,
+	// 0-59999. Day of the week and summer time are ignored and written as 0.
 	DT4
+	// DT4P is DT3 and a fourth register with the millisecond, 0-999.
 	DT4P
+	// DT6 is one register each: year (four digits), month, day, hour, minute,
+	// second.
 	DT6
+	// DT7 is DT6 and a seventh register with the millisecond, 0-999.
 	DT7
 )
 
