@@ -262,7 +262,7 @@ func (p *serialPort) frame(b []byte) int {
 	}
 	// A response of another device, or a function we do not know: it ends
 	// where its CRC comes out right.
-	if n, found := frameEnd(b); found {
+	if n, found := RTUFrameEnd(b); found {
 		return n
 	}
 	if len(b) >= MaxRTU {

@@ -253,7 +253,7 @@ func (s *Server) stepRTU(ctx context.Context, in *bufio.Reader, out []byte) ([]b
 		}
 		n, known = RTURequestLen(prefix)
 		if !known && n == 0 { // a function we do not know
-			if n, known = frameEnd(prefix); !known {
+			if n, known = RTUFrameEnd(prefix); !known {
 				n = len(prefix) + 1
 			}
 		}
@@ -278,9 +278,9 @@ func (s *Server) stepRTU(ctx context.Context, in *bufio.Reader, out []byte) ([]b
 	return out, err
 }
 
-// frameEnd returns the shortest length at which b is a frame with a right CRC.
+// RTUFrameEnd returns the shortest length at which b is a frame with a right CRC.
 // The CRC over a frame and its own CRC is 0.
-func frameEnd(b []byte) (n int, found bool) {
+func RTUFrameEnd(b []byte) (n int, found bool) {
 	crc := uint16(0xFFFF)
 	for i, v := range b[:min(len(b), MaxRTU)] {
 		crc = crc>>8 ^ crcTable[byte(crc)^v]
