@@ -536,6 +536,7 @@ func TestValidate(t *testing.T) {
 		{"past the end", reg(Uint32).with(func(p *Point) { p.Address = 65535 }), "holding 65535 with 2 registers ends past address 65535"},
 		{"low byte", reg(Uint16).with(func(p *Point) { p.LowByte = true }), "byte: low is for int8 and uint8"},
 		{"scaled text", reg(Bytes).with(func(p *Point) { p.Length, p.Scale = 1, dec("0.1") }), "scale, offset and decimals need a number, not bytes(1)"},
+		{"scale", reg(Uint16).with(func(p *Point) { p.Scale = Decimal{1, 31} }), "scale 1e+31 and offset 0: both are 0 or between"},
 		{"decimals", reg(Uint16).with(func(p *Point) { p.Round, p.Decimals = true, -1 }), "decimals -1 is outside 0-15"},
 		{"map of floats", reg(Float32).with(func(p *Point) { p.Map = []MapEntry{{0, "a"}} }), "map needs whole numbers, not float32"},
 		{"map and scale", reg(Uint16).with(func(p *Point) { p.Map, p.Scale = []MapEntry{{0, "a"}}, dec("0.1") }), "map names raw numbers"},

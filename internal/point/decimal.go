@@ -1,11 +1,11 @@
 package point
 
 import (
-	"errors"
 	"fmt"
 	"math"
 	"math/bits"
 	"strconv"
+	"strings"
 )
 
 // Decimal is the exact number Mant × 10^Exp. The zero value is 0.
@@ -17,9 +17,6 @@ type Decimal struct {
 	Exp  int8
 }
 
-// errNoNumber is what ParseDecimal says of text that is no decimal number.
-var errNoNumber = errors.New("is not a number")
-
 // pow10 holds the powers of ten that fit into 64 bits.
 var pow10 = [20]uint64{
 	1, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9,
@@ -30,15 +27,15 @@ var pow10 = [20]uint64{
 // number, or has more digits or a larger exponent than a Decimal holds
 // (18 digits always fit), is an error; nothing is rounded.
 func ParseDecimal(s string) (Decimal, error) {
-	neg, mag, exp, ok := scanDecimal(s)
-	if !ok {
-		return Decimal{}, fmt.Errorf("%q %w", s, errNoNumber)
+	if neg, mag, exp, ok := scanDecimal(s); ok {
+		if d, ok := makeDecimal(neg, mag, exp); ok {
+			return d, nil
+		}
 	}
-	d, ok := makeDecimal(neg, mag, exp)
-	if !ok {
-		return Decimal{}, fmt.Errorf("%q has more digits than a decimal number holds here", s)
+	if _, ok := parseNumber(s); ok && !strings.ContainsAny(s, "xX") {
+		return Decimal{}, fmt.Errorf("%q has more digits than the 18 that are computed with", s)
 	}
-	return d, nil
+	return Decimal{}, fmt.Errorf("%q is not a number", s)
 }
 
 // scanDecimal reads a decimal number as (-1)^neg × mag × 10^exp. ok is false

@@ -2,6 +2,7 @@ package point
 
 import (
 	"fmt"
+	"math"
 	"math/bits"
 
 	"fieldgate/internal/modbus"
@@ -182,6 +183,8 @@ func (p Point) Validate() error {
 		return fmt.Errorf("byte: low is for int8 and uint8, not %s", p.TypeName())
 	case p.scaled() && (c == classText || c == classClock || c == classBool):
 		return fmt.Errorf("scale, offset and decimals need a number, not %s", p.TypeName())
+	case !sensible(p.Scale) || !sensible(p.Offset):
+		return fmt.Errorf("scale %s and offset %s: both are 0 or between 1e-30 and 1e+30", p.Scale, p.Offset)
 	case p.Round && (p.Decimals < 0 || p.Decimals > 15):
 		return fmt.Errorf("decimals %d is outside 0-15", p.Decimals)
 	case p.Map != nil && (c == classText || c == classClock || c == classFloat):
@@ -213,6 +216,13 @@ func (p Point) Validate() error {
 		return p.validateWrite()
 	}
 	return nil
+}
+
+// sensible reports whether d is of a size that physics has a use for. Past
+// that, results would leave the exponents of a Decimal.
+func sensible(d Decimal) bool {
+	f := math.Abs(d.Float64())
+	return f == 0 || f >= 1e-30 && f <= 1e30
 }
 
 func (p *Point) validateWrite() error {

@@ -167,6 +167,9 @@ func (w wide) value() Value {
 		b = append(b, 'e')
 		b = strconv.AppendInt(b, int64(w.exp), 10)
 		f, _ := strconv.ParseFloat(string(b), 64) // well formed; out of range is Inf, which Decode refuses
+		if d, ok := Float64Value(f).Decimal(); ok {
+			return DecimalValue(d) // zero, or short enough after all: one form for equal numbers
+		}
 		return Float64Value(f)
 	}
 	if w.exp >= 0 {
