@@ -207,6 +207,13 @@ func TestEncode(t *testing.T) {
 		{"float32 of a double", reg(Float32), Float64Value(0.1), []uint16{0x3DCC, 0xCCCD}, ""},
 		{"float64 of a float32", reg(Float64), Float32Value(25.4), []uint16{0x4039, 0x6666, 0x6666, 0x6666}, ""},
 		{"float32 too large", reg(Float32), ParseValue("1e39"), nil, "is outside the range of float32, ±3.4028e+38"},
+		{"float64", reg(Float64), IntValue(1), []uint16{0x3FF0, 0, 0, 0}, ""},
+		{"float64 bits", reg(Float64), Float64Value(0.1), []uint16{0x3FB9, 0x9999, 0x9999, 0x999A}, ""},
+		{"float32 of a huge double", reg(Float32), Float64Value(1e300), nil, "1e+300 is outside the range of float32"},
+		{"float32 scaled", reg(Float32).with(func(p *Point) { p.Scale = dec("0.001") }), ParseValue("0.0254"), []uint16{0x41CB, 0x3333}, ""},
+		{"float32 scaled too large", reg(Float32).with(func(p *Point) { p.Scale = dec("0.001") }), ParseValue("1e36"), nil, "is outside the range of float32, ±3.4028e+38 before scale and offset"},
+		{"float64 scaled too large", reg(Float64).with(func(p *Point) { p.Scale = dec("0.001") }), Float64Value(1e307), nil, "is outside the range of float64"},
+		{"float64 largest, scaled", reg(Float64).with(func(p *Point) { p.Scale, p.Offset, p.Round = dec("1"), dec("1"), true }), Float64Value(math.MaxFloat64), []uint16{0x7FEF, 0xFFFF, 0xFFFF, 0xFFFF}, ""},
 		{"float16 too large", reg(Float16), IntValue(65520), nil, "65520 is outside the range of float16, ±65504"},
 		{"bcd16", reg(BCD16), IntValue(1234), []uint16{0x1234}, ""},
 		{"bcd16 too large", reg(BCD16), IntValue(10000), nil, "10000 is outside 0 to 9999 (bcd16)"},
@@ -218,6 +225,11 @@ func TestEncode(t *testing.T) {
 		{"coil on", Point{Table: modbus.Coils, Type: Bool}, TextValue("ON"), []uint16{1}, ""},
 		{"coil 1.0", Point{Table: modbus.Coils, Type: Bool}, Float64Value(1), []uint16{1}, ""},
 		{"coil 2", Point{Table: modbus.Coils, Type: Bool}, IntValue(2), nil, "2 is not true (1) or false (0)"},
+		{"coil off", Point{Table: modbus.Coils, Type: Bool}, TextValue("off"), []uint16{0}, ""},
+		{"coil map, unknown text", Point{Table: modbus.Coils, Type: Bool, Map: []MapEntry{{0, "shut"}, {1, "open"}}}, TextValue("ajar"), nil, `"ajar" is not one of shut, open`},
+		{"map number out of range", modes, IntValue(70000), nil, "70000 is outside 0 to 65535 (uint16); one of stopped, running"},
+		{"string Latin-1 without room", str, TextValue("äöüßé"), nil, "the text has 10 bytes, string(2) holds 4"},
+		{"string neither", str, TextValue("€uro"), nil, "the text has 6 bytes, string(2) holds 4"},
 		{"coil text", Point{Table: modbus.Coils, Type: Bool}, TextValue("open"), nil, `"open" is not true or false`},
 		{"map text", modes, TextValue("running"), []uint16{1}, ""},
 		{"map text in other case", modes, TextValue("Running"), []uint16{1}, ""},
@@ -527,8 +539,8 @@ func TestValidate(t *testing.T) {
 		wrong string
 	}{
 		{"zero", Point{}, "no table"},
-		{"uint16 coil", Point{Table: modbus.Coils}, "type uint16 does not fit a coil"},
-		{"bits of a coil", Point{Table: modbus.Coils, Type: Bool, BitCount: 1}, "a coil is one bit already"},
+		{"uint16 coil", Point{Table: modbus.Coils}, "type uint16 does not fit coil 0, which is one bit"},
+		{"bits of a coil", Point{Table: modbus.Coils, Type: Bool, BitCount: 1}, "coil 0 is one bit already"},
 		{"bool register", reg(Bool), "type bool on a register needs bit: 0-15"},
 		{"bits of a float", reg(Float32).with(func(p *Point) { p.BitCount = 2 }), "cut a single register (uint16), not float32"},
 		{"bits past 15", reg(Uint16).with(func(p *Point) { p.FirstBit, p.BitCount = 14, 3 }), "bits 14-16 are outside the register's 0-15"},
@@ -545,7 +557,7 @@ func TestValidate(t *testing.T) {
 		{"map of a bit", reg(Bool).with(func(p *Point) { p.BitCount, p.Map = 1, []MapEntry{{2, "a"}} }), "map: 2 is outside 0 to 1 (1 bit)"},
 		{"invalid text", reg(String).with(func(p *Point) { p.Length, p.Invalid = 1, []uint64{0} }), "invalid has no meaning for string(1)"},
 		{"invalid too wide", reg(Int16).with(func(p *Point) { p.Invalid = []uint64{0x18000} }), "invalid: 0x18000 is wider than the 16 bits of int16"},
-		{"write an input", Point{Table: modbus.InputRegisters, Write: &Write{}}, "write: a input can only be read"},
+		{"write an input", Point{Table: modbus.InputRegisters, Write: &Write{}}, "write: input 0 can only be read"},
 		{"write with 5", reg(Uint16).with(func(p *Point) { p.Write = &Write{Function: 5} }), "function 5 does not write holding registers"},
 		{"write with 16", Point{Table: modbus.Coils, Type: Bool, Write: &Write{Function: 16}}, "function 16 does not write coils"},
 		{"write two with 6", reg(Float32).with(func(p *Point) { p.Write = &Write{Function: 6} }), "function 6 writes one register, float32 has 2"},
@@ -622,6 +634,44 @@ func TestCheckWrite(t *testing.T) {
 	}
 	if err := reg(Uint16).CheckWrite(IntValue(1)); !errors.Is(err, ErrReadOnly) {
 		t.Errorf("read only: %v", err)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	one, ten := dec("1"), dec("10")
+	w := &Write{Max: &ten, Step: &one, Only: []Value{IntValue(2), IntValue(30)}}
+	for v, wrong := range map[Value]string{
+		IntValue(2):              "",
+		Float64Value(2):          "",
+		IntValue(3):              "3 is not one of 2, 30",
+		IntValue(30):             "30 is above the most, 10",
+		TextValue("2"):           "2 is not one of 2, 30", // no point, so no reading of text
+		Float64Value(math.NaN()): "NaN is not one of",
+	} {
+		if err := w.Check(v); (err == nil) != (wrong == "") || err != nil && !strings.Contains(err.Error(), wrong) {
+			t.Errorf("Check(%s) = %v, want %q", v, err, wrong)
+		}
+	}
+	if err := (&Write{Max: &ten}).Check(Float64Value(math.Inf(1))); err == nil || !strings.Contains(err.Error(), "not a finite number") {
+		t.Errorf("Check(Inf) = %v", err)
+	}
+	if err := (&Write{Step: &ten}).Check(IntValue(15)); err == nil || err.Error() != "15 is not a multiple of the step 10" {
+		t.Errorf("Check(15) = %v", err)
+	}
+	if err := new(Write).Check(TextValue("anything")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWords(t *testing.T) {
+	for in, want := range map[string]string{
+		Good.String(): "good", Uncertain.String(): "uncertain", Bad.String(): "bad",
+		KindInt.String(): "number", KindBool.String(): "boolean", KindText.String(): "text", None.String(): "no value",
+		Type(99).String(): "type?", Order(99).String(): "order?", Layout(99).String(): "layout?",
+	} {
+		if in != want {
+			t.Errorf("%q, want %q", in, want)
+		}
 	}
 }
 

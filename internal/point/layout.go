@@ -166,9 +166,9 @@ func (p Point) Validate() error {
 	c := p.Type.class()
 	switch {
 	case p.Table.Bits() && p.Type != Bool:
-		return fmt.Errorf("type %s does not fit a %s, which holds one bit; leave type out or write bool", p.TypeName(), p.Table)
+		return fmt.Errorf("type %s does not fit %s, which is one bit; leave type out or write bool", p.TypeName(), FormatAddress(p.Table, p.Address))
 	case p.Table.Bits() && p.BitCount != 0:
-		return fmt.Errorf("bit and bits cut a register; a %s is one bit already", p.Table)
+		return fmt.Errorf("bit and bits cut a register; %s is one bit already", FormatAddress(p.Table, p.Address))
 	case !p.Table.Bits() && p.Type == Bool && p.BitCount != 1:
 		return fmt.Errorf("type bool on a register needs bit: 0-15; for a whole register use uint16 with map: {0: off, 1: on}")
 	case p.BitCount > 0 && p.Type != Bool && p.Type != Uint16:
@@ -228,7 +228,7 @@ func sensible(d Decimal) bool {
 func (p *Point) validateWrite() error {
 	w := p.Write
 	if !p.Table.Writable() {
-		return fmt.Errorf("write: a %s can only be read", p.Table)
+		return fmt.Errorf("write: %s can only be read", FormatAddress(p.Table, p.Address))
 	}
 	if p.words() > modbus.MaxWriteRegisters {
 		return fmt.Errorf("write: %s is longer than the %d registers one request writes", p.TypeName(), modbus.MaxWriteRegisters)
