@@ -1,0 +1,199 @@
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/point"
+)
+
+// Read reads points now, before any poll but after writes, and returns their
+// samples in the order of ids; they are emitted as well. Points that lie near
+// each other share requests. A point that could not be read is Bad; the error
+// then says why for the first of them. Read also reads points that are polled
+// never or refused. It returns early with ctx's error.
+func (b *Bus) Read(ctx context.Context, ids ...point.ID) ([]point.Sample, error) {
+	samples := make([]point.Sample, len(ids))
+	var asks []*ask
+	for n, id := range ids {
+		samples[n] = point.Sample{ID: id, Quality: point.Bad, Time: time.Now().UTC()}
+		at, ok := b.index[id]
+		if !ok {
+			return samples, fmt.Errorf("bus %s: read %s: %w", b.cfg.Name, id, ErrUnknownPoint)
+		}
+		if at.d.broadcast {
+			return samples, fmt.Errorf("bus %s: read %s: nobody answers the broadcast unit", b.cfg.Name, id)
+		}
+		i := slices.IndexFunc(asks, func(a *ask) bool { return a.d == at.d })
+		if i < 0 {
+			i = len(asks)
+			asks = append(asks, &ask{d: at.d, done: make(chan struct{})})
+		}
+		if !slices.Contains(asks[i].points, at.i) {
+			asks[i].points = append(asks[i].points, at.i)
+		}
+	}
+	for _, a := range asks {
+		if err := b.send(a); err != nil {
+			return samples, err
+		}
+	}
+	var failed error
+	for _, a := range asks {
+		select {
+		case <-a.done:
+		case <-ctx.Done():
+			for _, a := range asks {
+				a.gone.Store(true)
+			}
+			return samples, fmt.Errorf("bus %s: unit %d: read: %w", b.cfg.Name, a.d.cfg.Unit, context.Cause(ctx))
+		}
+		for _, s := range a.samples {
+			for n, id := range ids {
+				if id == s.ID {
+					samples[n] = s
+				}
+			}
+		}
+		if a.err != nil && failed == nil {
+			failed = fmt.Errorf("bus %s: unit %d: read: %w", b.cfg.Name, a.d.cfg.Unit, a.err)
+		}
+	}
+	return samples, failed
+}
+
+// ask is a read on demand of points of one device. It belongs to Run's
+// goroutine until done is closed, then to the caller of Read.
+type ask struct {
+	d      *device
+	points []int
+	gone   atomic.Bool // the caller no longer waits
+	done   chan struct{}
+
+	reads   []*read // still to be asked for
+	out     int
+	tries   int
+	at      instant
+	busy    int
+	samples []point.Sample
+	err     error
+}
+
+func (a *ask) admit(b *Bus) {
+	points := make([]point.Point, len(a.points))
+	for n, i := range a.points {
+		points[n] = a.d.points[i]
+		points[n].Every, points[n].Group = point.Once, ""
+	}
+	for _, r := range PlanReads(points, a.d.limits) {
+		for n := range r.Points {
+			r.Points[n] = a.points[r.Points[n]]
+		}
+		a.reads = append(a.reads, a.d.demand(r))
+	}
+	b.asks = append(b.asks, a)
+}
+
+func (a *ask) give(err error) {
+	a.err = err
+	close(a.done)
+}
+
+// demand makes a read of r, outside any plan.
+func (d *device) demand(r Read) *read {
+	x := &read{Read: r, req: r.Request()}
+	for _, i := range r.Points {
+		x.slots = append(x.slots, slot{point: i, offset: int(d.points[i].Address) - int(r.Address), n: d.points[i].Words()})
+	}
+	return x
+}
+
+// nextAsk returns the next request of a read on demand.
+func (b *Bus) nextAsk(now instant) (*op, instant) {
+	wake := never
+	for _, a := range slices.Clone(b.asks) {
+		switch {
+		case a.gone.Load() && a.out == 0:
+			b.endAsk(a, nil)
+		case len(a.reads) == 0:
+		case a.at > now:
+			wake = min(wake, a.at)
+		default:
+			r := a.reads[0]
+			a.reads = a.reads[1:]
+			a.out++
+			o := b.newOp(a.d, r.req)
+			o.ask, o.read = a, r
+			return o, 0
+		}
+	}
+	return nil, wake
+}
+
+// finishAsk takes the outcome of a request of a read on demand.
+func (b *Bus) finishAsk(o *op, now instant) {
+	a, d := o.ask, o.d
+	a.out--
+	repeat := func() { a.reads = append(a.reads, o.read) }
+	switch {
+	case o.err == nil:
+		b.regs = modbus.AppendValues(b.regs[:0], o.req, o.resp)
+		for _, s := range o.read.slots {
+			if d.fencedOff(s.point, o.sent) {
+				repeat() // asked for before a write has ended
+				return
+			}
+		}
+		for _, s := range o.read.slots {
+			pt := &d.points[s.point]
+			sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: o.ended.UTC()}
+			v, err := pt.Decode(b.regs[s.offset : s.offset+s.n])
+			if err == nil {
+				sample.Value, sample.Quality = v, point.Good
+			} else {
+				a.note(fmt.Errorf("%s: %w", pt.ID, err))
+			}
+			a.samples = append(a.samples, sample)
+		}
+	case isBusy(o.err) && a.busy < busyTries:
+		a.at = now + busyDelay(a.busy)
+		a.busy++
+		repeat()
+	case isRefusal(o.err) && len(o.read.Points) > 1:
+		for _, i := range o.read.Points {
+			pt := &d.points[i]
+			a.reads = append(a.reads, d.demand(Read{Table: pt.Table, Address: pt.Address, Count: uint16(pt.Words()), Points: []int{i}}))
+		}
+	case !isAnswer(o.err) && !errors.Is(o.err, modbus.ErrNotConnected) && !d.probing && a.tries < d.cfg.Retries:
+		a.tries++
+		repeat()
+	default:
+		for _, s := range o.read.slots {
+			a.samples = append(a.samples, point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended.UTC()})
+		}
+		a.note(fmt.Errorf("%s: %w", d.points[o.read.Points[0]].ID, o.err))
+	}
+	if len(a.reads) == 0 && a.out == 0 {
+		b.endAsk(a, a.err)
+	}
+}
+
+func (a *ask) note(err error) {
+	if a.err == nil {
+		a.err = err
+	}
+}
+
+func (b *Bus) endAsk(a *ask, err error) {
+	b.asks = slices.DeleteFunc(b.asks, func(o *ask) bool { return o == a })
+	if len(a.samples) > 0 && !a.d.allBad {
+		b.batch = append(b.batch[:0], a.samples...)
+		b.emit(b.batch)
+	}
+	a.give(err)
+}

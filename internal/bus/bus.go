@@ -1,0 +1,513 @@
+// Package bus reads and writes the devices of one wire. It owns the wire's
+// time: which request goes next, so that every point is read as often as it
+// should be, a write waits for nothing but the request that is on the wire, and
+// a device that is dead, slow or refuses takes next to nothing from its
+// neighbours. It knows registers and values; frames, sockets and silences are
+// package line's, and what becomes of the samples is package pipeline's.
+//
+// The types to know are Bus, one wire with its devices; Set, the buses of a
+// gateway; and Read, one request of the plan that PlanReads makes.
+//
+// # How often
+//
+// Points of one device and interval are polled together. A poll begins at a
+// start slot: multiples of its interval on the wall clock, moved by a multiple
+// of 125 ms that differs from device to device, so that a process with a
+// hundred buses wakes up eight times a second and not a thousand. The first
+// poll is made at once. A poll that is late is made when the wire is free; one
+// that is late by a whole interval is left out and counted. What is due first
+// goes first, so devices that are read as fast as possible take turns.
+//
+// # What refuses
+//
+// A read that the device refuses (exceptions 1, 2 and 3) is split by halves
+// until all that can be read is read, in the same poll, with as few requests as
+// the device allows. The split is remembered; single points that are refused
+// alone are no longer asked for. A device that says nothing to some read, but
+// answers others, has it split in the same way, one halving a poll. What was
+// learned is forgotten after a minute, then two, four, and so on up to a day, in
+// case it was a passing state of the device, and learned anew if it was not.
+//
+// # Who does not answer
+//
+// A device is online while it answers, whatever it answers. When a poll gets no
+// answer, repeats included, it is suspect: polling stops, and a short probe -
+// its smallest read, with a time limit of three times its usual answer time -
+// is tried at once and then every half second. After the third it is offline,
+// and probed every 5 s at first, later at a sixteenth of the time it has been
+// away, at most every 5 min (the bounds are the device's backoff). So it is
+// read again after no more than a sixteenth of its absence, and costs its
+// neighbours less than 2 % of the wire. Every second probe has twice the time
+// limit, every fourth four times, and so on up to the configured timeout, in
+// case the device has become slower. The first answer starts a full poll.
+//
+// A wire that is not there is no proof against its devices: they are called
+// offline, but polled as before as soon as it is back.
+package bus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"log/slog"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/point"
+)
+
+// maxInFlight bounds the requests that are under way at once on one bus.
+const maxInFlight = 16
+
+// wireGrace is how long the wire may be away before the devices are called
+// offline: a connection that is opened again at once is not news.
+const wireGrace = time.Second
+
+// instant is a time on the bus's own clock, which no clock setting moves: since
+// New.
+type instant = time.Duration
+
+const never = instant(math.MaxInt64)
+
+// Requester is an Endpoint that bounds one request's time: timeout runs from the
+// request's last byte to the response's first, gap is the least silence before
+// the request (config.GapAuto: the usual one). A line is one; with any other
+// Endpoint the timeout bounds the whole exchange.
+type Requester interface {
+	modbus.Endpoint
+	DoTimeout(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error)
+}
+
+// Bus polls the devices of one wire and writes to them. Make it with New; Run
+// does the work. Write, Read and Status are safe for use by several goroutines,
+// before, during and after Run.
+type Bus struct {
+	// OnState is told each change of a device's state, by Run's goroutine: it
+	// must not block. Set it before Run. Nil: nobody is.
+	OnState func(device string, state State)
+
+	cfg     config.Bus
+	ep      modbus.Endpoint
+	timed   Requester // ep, if it is one
+	emit    func([]point.Sample)
+	log     *slog.Logger
+	devices []*device
+	index   map[point.ID]place
+
+	start time.Time     // when the bus was made
+	kick  chan struct{} // holds one token when there is something new in inbox
+	limit atomic.Int64  // the instant by which the next step is to be made
+
+	// The rest belongs to Run's goroutine, up to mu.
+	tick    uint64 // numbers requests sent and writes ended, in order
+	out     int    // requests under way
+	writes  []*write
+	asks    []*ask
+	jobs    chan *op // to the workers; nil while requests are done in turn
+	done    chan *op // from the workers
+	workers int
+	working sync.WaitGroup
+	free    []*op
+	regs    []uint16 // scratch
+	batch   []point.Sample
+	link    link
+
+	mu      sync.Mutex
+	inbox   []errand
+	stopped bool
+	tally   tally // and each device's
+}
+
+// place is where a point is.
+type place struct {
+	d *device
+	i int
+}
+
+// link is what is known of the wire.
+type link struct {
+	down    bool
+	told    bool    // the devices have been called offline for it
+	since   instant // when it went down
+	retryAt instant
+	wait    time.Duration
+	err     error
+}
+
+// errand is what another goroutine wants of Run's.
+type errand interface {
+	admit(b *Bus)   // Run's goroutine takes it on
+	give(err error) // it will not be done
+}
+
+// New returns the bus of the wire cfg, whose requests ep answers, with its
+// devices. Both are valid settings: every default filled in, every point passed
+// by Validate.
+//
+// emit takes the samples of one poll of one device at a time, in the order of
+// their addresses within each read. It is called by Run's goroutine, must not
+// block, and may use the slice only until it returns. A poll that failed emits
+// Bad samples; so does a device that goes offline, once, for all its points.
+func New(cfg config.Bus, devices []config.Device, ep modbus.Endpoint, emit func([]point.Sample), log *slog.Logger) *Bus {
+	b := &Bus{
+		cfg: cfg, ep: ep, emit: emit, log: log,
+		start: time.Now(),
+		index: make(map[point.ID]place),
+		kick:  make(chan struct{}, 1),
+	}
+	b.timed, _ = ep.(Requester)
+	h := fnv.New32a()
+	h.Write([]byte(cfg.Name))
+	for i, c := range devices {
+		d := newDevice(cfg, c, int(h.Sum32()%1000)+i, b.start.UnixNano())
+		b.devices = append(b.devices, d)
+		b.notePlan(d)
+		for i := range d.points {
+			b.index[d.points[i].ID] = place{d, i}
+		}
+	}
+	return b
+}
+
+// Name returns the bus's name.
+func (b *Bus) Name() string { return b.cfg.Name }
+
+// now is the time on the bus's clock.
+func (b *Bus) now() instant { return time.Since(b.start) }
+
+// Run polls and writes until ctx ends, then returns nil. What was read by then
+// is emitted; writes that were not sent fail. It may be called once.
+func (b *Bus) Run(ctx context.Context) error {
+	if b.cfg.InFlight != 1 && b.cfg.Kind != config.Serial {
+		b.jobs = make(chan *op)
+		b.done = make(chan *op, maxInFlight)
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		b.admit()
+		now := b.now()
+		o, wake := b.next(now)
+		switch {
+		case o != nil && b.jobs == nil:
+			b.limit.Store(int64(b.doneBy(now, o)))
+			b.do(ctx, o)
+			b.finish(ctx, o)
+			continue
+		case o != nil:
+			b.dispatch(ctx, o)
+			select {
+			case o := <-b.done:
+				b.finish(ctx, o)
+			default:
+			}
+			b.limit.Store(int64(b.doneBy(now, o)))
+			continue
+		}
+		if b.out == 0 {
+			b.limit.Store(int64(wake))
+		}
+		var alarm <-chan time.Time
+		if wake != never {
+			timer.Reset(wake - now)
+			alarm = timer.C
+		}
+		select {
+		case <-ctx.Done():
+		case <-b.kick:
+		case <-alarm:
+		case o := <-b.done:
+			b.finish(ctx, o)
+		}
+	}
+	b.stop(ctx)
+	return nil
+}
+
+// doneBy is when the request o, made now, has ended at the latest.
+func (b *Bus) doneBy(now instant, o *op) instant {
+	return now + b.cfg.ConnectTimeout + b.cfg.Settle + 20*o.timeout + time.Minute
+}
+
+// Overdue returns for how long the bus has been owing its next step: 0 while it
+// waits for a device or for a time to come. More than some seconds means that it
+// hangs; a device that does not answer is no reason.
+func (b *Bus) Overdue() time.Duration {
+	return max(b.now()-time.Duration(b.limit.Load()), 0)
+}
+
+// stop waits for what is under way, emits what was read and refuses the rest.
+func (b *Bus) stop(ctx context.Context) {
+	for b.out > 0 {
+		b.finish(ctx, <-b.done)
+	}
+	if b.jobs != nil {
+		close(b.jobs)
+		b.working.Wait()
+	}
+	b.mu.Lock()
+	b.stopped = true
+	inbox := b.inbox
+	b.inbox = nil
+	b.mu.Unlock()
+	for _, e := range inbox {
+		e.give(b.errStopped())
+	}
+	for _, w := range b.writes {
+		w.give(b.errStopped())
+	}
+	for _, a := range b.asks {
+		a.give(b.errStopped())
+	}
+	for _, d := range b.devices {
+		for _, p := range d.polls {
+			p.cutShort()
+		}
+		b.endPolls(d, b.now())
+	}
+}
+
+func (b *Bus) errStopped() error {
+	return fmt.Errorf("bus %s: stopped: %w", b.cfg.Name, context.Canceled)
+}
+
+// send hands e to Run's goroutine.
+func (b *Bus) send(e errand) error {
+	b.mu.Lock()
+	if b.stopped {
+		b.mu.Unlock()
+		return b.errStopped()
+	}
+	b.inbox = append(b.inbox, e)
+	b.mu.Unlock()
+	select {
+	case b.kick <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// admit takes on what other goroutines have sent.
+func (b *Bus) admit() {
+	b.mu.Lock()
+	inbox := b.inbox
+	b.inbox = nil
+	b.mu.Unlock()
+	for _, e := range inbox {
+		e.admit(b)
+	}
+}
+
+// op is one request on its way to a device and back.
+type op struct {
+	d       *device
+	req     modbus.PDU
+	timeout time.Duration
+	sent    uint64 // its tick
+
+	began, ended time.Time
+	resp         modbus.PDU
+	err          error
+
+	// For whom: one of these.
+	poll  *poll
+	index int // of the poll's result, or searching
+	probe bool
+	write *write
+	ask   *ask
+	read  *read // of an ask
+}
+
+func (b *Bus) newOp(d *device, req modbus.PDU) *op {
+	var o *op
+	if n := len(b.free); n > 0 {
+		o = b.free[n-1]
+		b.free = b.free[:n-1]
+	} else {
+		o = new(op)
+	}
+	b.tick++
+	b.out++
+	*o = op{d: d, req: req, timeout: d.cfg.Timeout, sent: b.tick}
+	return o
+}
+
+// do makes the request and waits for its outcome. It is the only thing that
+// workers do; it touches nothing but o.
+func (b *Bus) do(ctx context.Context, o *op) {
+	o.began = time.Now()
+	unit := o.d.cfg.Unit
+	if b.timed != nil {
+		o.resp, o.err = b.timed.DoTimeout(ctx, unit, o.req, o.timeout, o.d.cfg.Gap)
+	} else {
+		limited, cancel := context.WithTimeout(ctx, o.timeout)
+		o.resp, o.err = b.ep.Do(limited, unit, o.req)
+		cancel()
+		if ctx.Err() == nil && errors.Is(o.err, context.DeadlineExceeded) {
+			o.err = fmt.Errorf("%w within %v", modbus.ErrNoResponse, o.timeout)
+		}
+	}
+	o.ended = time.Now()
+	if o.err == nil && !(len(o.resp) == 0 && o.d.broadcast) {
+		// What decodes it relies on this, whatever answered.
+		o.err = modbus.CheckResponse(o.req, o.resp)
+	}
+}
+
+// dispatch has a worker do o.
+func (b *Bus) dispatch(ctx context.Context, o *op) {
+	if b.workers < b.out {
+		b.workers++
+		b.working.Go(func() { // ends when stop closes jobs
+			for o := range b.jobs {
+				b.do(ctx, o)
+				b.done <- o // has room for all of them
+			}
+		})
+	}
+	b.jobs <- o
+}
+
+// window is how many requests may be under way now.
+func (b *Bus) window() int {
+	switch {
+	case b.jobs == nil || b.link.down:
+		return 1
+	case b.cfg.InFlight > 0:
+		return min(b.cfg.InFlight, maxInFlight)
+	}
+	if e, ok := b.ep.(interface{ InFlight() int }); ok {
+		return min(max(e.InFlight(), 1), maxInFlight)
+	}
+	return 1
+}
+
+// next returns the request to make now, or nil and when there will be one
+// unless something happens before.
+func (b *Bus) next(now instant) (*op, instant) {
+	if b.out >= b.window() {
+		return nil, never
+	}
+	wake := never
+	if o, at := b.nextWrite(now); o != nil {
+		return o, 0
+	} else {
+		wake = at
+	}
+	if b.link.down && now < b.link.retryAt {
+		return nil, min(wake, b.link.retryAt)
+	}
+	if o, at := b.nextAsk(now); o != nil {
+		return o, 0
+	} else {
+		wake = min(wake, at)
+	}
+	for {
+		var first *device
+		at := never
+		for _, d := range b.devices {
+			if ready := d.ready(b.jobs != nil); ready < at {
+				first, at = d, ready
+			}
+		}
+		if first == nil || at > now {
+			return nil, min(wake, at)
+		}
+		if o := b.nextOf(first, now); o != nil {
+			return o, 0
+		}
+	}
+}
+
+// finish takes the outcome of o to where it belongs.
+func (b *Bus) finish(ctx context.Context, o *op) {
+	b.out--
+	d := o.d
+	now := o.ended.Sub(b.start)
+	b.admit() // a write that came meanwhile fences what was read before it
+	stopping := ctx.Err() != nil && !isAnswer(o.err)
+	switch {
+	case stopping:
+	case errors.Is(o.err, modbus.ErrNotConnected):
+		b.wireDown(now, o.err)
+	default:
+		b.wireUp(now)
+		b.noteOp(o)
+		if isAnswer(o.err) && !d.broadcast {
+			b.answered(o, now)
+		}
+	}
+	switch {
+	case o.poll != nil:
+		b.finishPollOp(o, now, stopping)
+	case o.probe:
+		b.finishProbe(o, now, stopping)
+	case o.write != nil:
+		b.finishWrite(o, now)
+	case o.ask != nil:
+		b.finishAsk(o, now)
+	}
+	b.endPolls(d, now)
+	*o = op{}
+	b.free = append(b.free, o)
+}
+
+// isAnswer reports whether the device itself has said something usable.
+func isAnswer(err error) bool {
+	if err == nil {
+		return true
+	}
+	var e modbus.Exception
+	return errors.As(err, &e) && e != modbus.GatewayPathUnavailable && e != modbus.GatewayTargetNoResponse
+}
+
+// wireDown notes that there is no wire. Requests wait meanwhile; when it lasts,
+// the devices are called offline.
+func (b *Bus) wireDown(now instant, err error) {
+	l := &b.link
+	if !l.down {
+		*l = link{down: true, since: now, wait: time.Millisecond}
+	}
+	l.err = err
+	b.noteWire(true, err)
+	l.retryAt = now + l.wait
+	l.wait = min(2*l.wait, time.Second)
+	if l.told || now-l.since < wireGrace {
+		return
+	}
+	l.told = true
+	b.log.Warn("devices out of reach: no wire", "devices", len(b.devices), "err", err)
+	for _, d := range b.devices {
+		for _, p := range d.polls {
+			p.drop()
+		}
+		b.endPolls(d, now)
+		d.resume(now)
+		b.setState(d, Offline, now, err)
+		b.emitAllBad(d)
+	}
+}
+
+// wireUp notes that there is one.
+func (b *Bus) wireUp(now instant) {
+	l := &b.link
+	if !l.down {
+		return
+	}
+	if l.told {
+		b.log.Info("wire back", "after", (now - l.since).Round(time.Millisecond))
+		for _, d := range b.devices {
+			d.resume(now)
+			if d.probing {
+				d.probes, d.probeAt = 0, now
+			}
+		}
+	}
+	*l = link{}
+	b.noteWire(false, nil)
+}

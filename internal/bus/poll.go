@@ -1,0 +1,495 @@
+package bus
+
+import (
+	"errors"
+	"slices"
+	"time"
+
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/point"
+)
+
+const (
+	// busyTries is how often a request is made again that the device has put
+	// off (exceptions 5 and 6), first after busyWait, then after twice that.
+	busyTries = 5
+	busyWait  = 100 * time.Millisecond
+	busyMost  = time.Second
+
+	// searchRun is how many requests a search makes before it lets others go
+	// first.
+	searchRun = 8
+
+	// refetch is the interval from which on a value that the fence held back
+	// is read again at once.
+	refetch = 2 * time.Second
+
+	// onceWait is the wait before a point is tried again that is read once.
+	onceWait = time.Second
+)
+
+// poll is one round of reading a device: what is due at one time.
+type poll struct {
+	d       *device
+	plan    *plan
+	order   instant // when it was due; of several polls the first goes first
+	due     []bool  // by class
+	version int     // of what is known of the device
+	results []result
+	found   []result // what searches found, in place of results
+	next    int      // the first result not asked for
+	again   []int    // results to ask for again
+	out     int      // requests under way
+	dead    bool     // no more requests
+	failed  bool
+	heard   uint64 // the newest request answered
+
+	refused []int // results that the device refused, still to be searched
+	search  *searching
+}
+
+// result is what became of one read of a poll.
+type result struct {
+	r     *read // nil: nothing is to be said of it, or others take its place
+	resp  modbus.PDU
+	at    time.Time
+	sent  uint64
+	err   error
+	tries int
+	busy  int
+}
+
+// searching is a search under way.
+type searching struct {
+	*search
+	index    int // the result of the read that was refused
+	keep     int // found before the search
+	items    []item
+	taken    int    // runs made into results
+	from, to int    // the run to ask for
+	out      bool   // it is under way
+	last     result // of the longest run answered
+	err      error  // the newest refusal
+	requests int
+	silent   int // times that the run got no answer
+	busy     int
+}
+
+const searchIndex = -1
+
+// wants reports whether the poll has a request to make.
+func (p *poll) wants() bool {
+	return !p.dead && (len(p.again) > 0 || p.next < len(p.results) || p.search != nil && !p.search.out)
+}
+
+// learning reports whether it is finding out what the device refuses.
+func (p *poll) learning() bool { return p.search != nil || len(p.refused) > 0 }
+
+// fail ends the poll: what it has not read by now has failed with err.
+func (p *poll) fail(err error) {
+	if p.dead {
+		return
+	}
+	p.dead, p.failed = true, true
+	p.abandonSearch(err)
+	for i := range p.results {
+		if res := &p.results[i]; res.resp == nil && res.err == nil {
+			res.err = err
+		}
+	}
+}
+
+// drop ends the poll and forgets what it has read.
+func (p *poll) drop() {
+	p.dead, p.failed = true, true
+	p.search, p.results, p.found = nil, p.results[:0], p.found[:0]
+}
+
+// cutShort ends the poll without a word about what it has not read.
+func (p *poll) cutShort() {
+	if !p.dead {
+		p.fail(nil)
+	}
+	p.results = slices.DeleteFunc(p.results, func(res result) bool { return res.resp == nil })
+}
+
+// abandonSearch ends a search without a result.
+func (p *poll) abandonSearch(err error) {
+	for _, i := range p.refused {
+		p.results[i].err = err
+	}
+	p.refused = p.refused[:0]
+	if s := p.search; s != nil {
+		p.found = p.found[:s.keep]
+		p.results[s.index].err = err
+		p.search = nil
+	}
+}
+
+// beginPoll starts the poll of what is due.
+func (b *Bus) beginPoll(d *device, now instant) *poll {
+	if d.forgetAt != 0 && now >= d.forgetAt && !slices.ContainsFunc(d.polls, (*poll).learning) {
+		b.forget(d, now)
+	}
+	p := b.newPoll(d)
+	overlap := b.jobs != nil
+	p.order = now
+	var late time.Duration
+	var missed int
+	for i, c := range p.plan.classes {
+		if c.every == c.host && c.due <= now {
+			p.due[i] = true
+			p.order = min(p.order, c.due)
+			l, m := d.advance(c, now, overlap)
+			late, missed = max(late, l), missed+m
+		}
+	}
+	for i, c := range p.plan.classes {
+		if c.every == c.host || c.due > now+time.Duration(c.host)/2 {
+			continue
+		}
+		// The poll of the host nearest to its time.
+		if h := p.plan.classOf(c.host, c.host); p.due[h] {
+			p.due[i] = true
+			d.advance(c, now, overlap)
+		}
+	}
+	for _, silent := range []bool{true, false} { // see finishPollOp
+		for _, r := range p.plan.reads {
+			if p.due[r.class] && (r.silent > 0) == silent {
+				p.results = append(p.results, result{r: r})
+			}
+		}
+	}
+	d.polls = append(d.polls, p)
+	b.notePoll(d, late, missed)
+	return p
+}
+
+func (b *Bus) newPoll(d *device) *poll {
+	p := d.spare
+	d.spare = nil
+	if p == nil {
+		p = new(poll)
+	}
+	*p = poll{
+		d: d, plan: d.plan, version: d.version,
+		due: slices.Grow(p.due[:0], len(d.plan.classes))[:len(d.plan.classes)], results: p.results[:0],
+		found: p.found[:0], again: p.again[:0], refused: p.refused[:0],
+	}
+	clear(p.due)
+	return p
+}
+
+// pollOp returns the next request of a poll that wants one.
+func (b *Bus) pollOp(p *poll, now instant) *op {
+	p.out++
+	i := p.next
+	switch {
+	case len(p.again) > 0:
+		i = p.again[len(p.again)-1]
+		p.again = p.again[:len(p.again)-1]
+	case p.next < len(p.results):
+		p.next++
+	default:
+		return b.searchOp(p, now)
+	}
+	res := &p.results[i]
+	o := b.newOp(p.d, res.r.req)
+	o.poll, o.index = p, i
+	if res.r.silent > 0 {
+		o.timeout = b.patience(p.d, 2)
+	}
+	res.sent = o.sent
+	return o
+}
+
+// finishPollOp takes the outcome of a request of a poll.
+func (b *Bus) finishPollOp(o *op, now instant, stopping bool) {
+	p := o.poll
+	p.out--
+	if isAnswer(o.err) {
+		p.heard = max(p.heard, o.sent)
+	}
+	switch {
+	case p.dead:
+	case stopping:
+		p.cutShort()
+	case o.index == searchIndex:
+		b.finishSearchOp(o, now)
+	default:
+		b.finishRead(o, now)
+	}
+}
+
+// endPolls ends the polls of d that have nothing more to wait for.
+func (b *Bus) endPolls(d *device, now instant) {
+	for i := 0; i < len(d.polls); {
+		if p := d.polls[i]; p.out > 0 || p.wants() {
+			i++
+		} else {
+			b.endPoll(p, now)
+			i = 0 // that may have ended others
+		}
+	}
+}
+
+// finishRead takes the outcome of a planned read.
+func (b *Bus) finishRead(o *op, now instant) {
+	p, d := o.poll, o.d
+	res := &p.results[o.index]
+	switch {
+	case o.err == nil:
+		res.resp, res.at, res.sent = o.resp, o.ended, o.sent
+		res.r.silent = 0
+	case errors.Is(o.err, modbus.ErrNotConnected):
+		p.again = append(p.again, o.index)
+	case isBusy(o.err) && res.busy < busyTries:
+		d.putOff(now, res.busy)
+		res.busy++
+		p.again = append(p.again, o.index)
+	case isRefusal(o.err):
+		res.err = o.err
+		others := slices.ContainsFunc(d.polls, func(q *poll) bool { return q != p && q.learning() })
+		if p.version != d.version || others {
+			res.r = nil // that is being taken care of
+			return
+		}
+		p.refused = append(p.refused, o.index)
+		b.search(p, now)
+	case isAnswer(o.err) || errors.Is(o.err, modbus.ErrInvalidRequest):
+		res.err = o.err
+		p.failed = true
+	default:
+		res.tries++
+		switch {
+		case res.r.silent > 0:
+			// Perhaps only this read gets no answer: what comes after it
+			// will tell, see endPoll.
+			res.err = o.err
+			p.failed = true
+		case res.tries <= d.cfg.Retries && d.state != Unknown:
+			p.again = append(p.again, o.index)
+		default:
+			res.err = o.err
+			b.lose(d, o.sent, res.r, now, o.err)
+			p.fail(o.err)
+		}
+	}
+}
+
+// putOff makes the device's requests wait because it said that it is busy.
+func (d *device) putOff(now instant, times int) {
+	d.hold = now + busyDelay(times)
+}
+
+// busyDelay is the wait after the device has said times before that it is busy.
+func busyDelay(times int) time.Duration { return min(busyWait<<min(times, 10), busyMost) }
+
+func isBusy(err error) bool {
+	return errors.Is(err, modbus.Acknowledge) || errors.Is(err, modbus.ServerDeviceBusy)
+}
+
+// isRefusal reports whether the device will not answer this read, ever.
+func isRefusal(err error) bool {
+	return errors.Is(err, modbus.IllegalDataAddress) || errors.Is(err, modbus.IllegalDataValue) || errors.Is(err, modbus.IllegalFunction)
+}
+
+// search goes on with finding out what the device answers, until a request is
+// needed or all is found out.
+func (b *Bus) search(p *poll, now instant) {
+	for {
+		if p.search == nil {
+			if len(p.refused) == 0 {
+				return
+			}
+			b.beginSearch(p)
+		}
+		s := p.search
+		for ; s.taken < len(s.settled); s.taken++ {
+			r := s.settled[s.taken]
+			res := s.last
+			if r.refused {
+				res = result{err: s.err}
+				p.failed = true
+			}
+			res.r = p.d.readOf(p.results[s.index].r, s.items[r.from:r.to])
+			p.found = append(p.found, res)
+		}
+		var more bool
+		if s.from, s.to, more = s.next(); more {
+			return
+		}
+		b.endSearch(p, now)
+	}
+}
+
+func (b *Bus) beginSearch(p *poll) {
+	i := p.refused[0]
+	p.refused = slices.Delete(p.refused, 0, 1)
+	res := &p.results[i]
+	items := p.d.itemsOf(res.r.Read)
+	p.search = &searching{search: newSearch(len(items)), index: i, keep: len(p.found), items: items, err: res.err}
+	b.tellRefusal(p.d, res.r.Read, "device refuses a read", res.err)
+	if errors.Is(res.err, modbus.IllegalFunction) {
+		p.search.refuseAll() // no part of the table will do
+	}
+}
+
+// endSearch remembers what a search has found out.
+func (b *Bus) endSearch(p *poll, now instant) {
+	d, s := p.d, p.search
+	r := p.results[s.index].r
+	for _, run := range s.settled {
+		first := s.items[run.from]
+		if run.from > 0 {
+			d.known.cut(r.Table, first.start)
+		}
+		if run.refused {
+			b.refuseItem(d, first, s.err)
+		}
+	}
+	p.results[s.index].r = nil
+	p.search = nil
+	b.learned(d, now)
+	p.version = d.version // what is still to be searched of this poll is not old
+}
+
+// searchOp returns the next request of the poll's search.
+func (b *Bus) searchOp(p *poll, now instant) *op {
+	s := p.search
+	if s.requests++; s.requests%searchRun == 0 {
+		p.order = now
+	}
+	s.out = true
+	r := p.d.readOf(p.results[s.index].r, s.items[s.from:s.to])
+	o := b.newOp(p.d, r.req)
+	o.poll, o.index = p, searchIndex
+	return o
+}
+
+// finishSearchOp takes the outcome of a request of a search.
+func (b *Bus) finishSearchOp(o *op, now instant) {
+	p, d := o.poll, o.d
+	s := p.search
+	s.out = false
+	switch {
+	case o.err == nil:
+		s.silent, s.busy = 0, 0
+		s.last = result{resp: o.resp, at: o.ended, sent: o.sent}
+		s.answered()
+		b.search(p, now)
+	case errors.Is(o.err, modbus.ErrNotConnected):
+	case isBusy(o.err) && s.busy < busyTries:
+		d.putOff(now, s.busy)
+		s.busy++
+	case isBusy(o.err):
+		p.failed = true
+		p.abandonSearch(o.err)
+	case isAnswer(o.err): // whatever it says, it does not give the values
+		s.silent, s.busy = 0, 0
+		s.err = o.err
+		s.refused()
+		b.search(p, now)
+	default:
+		if s.silent++; s.silent > d.cfg.Retries {
+			b.lose(d, o.sent, nil, now, o.err)
+			p.fail(o.err)
+		}
+	}
+}
+
+// endPoll emits what the poll has read and failed to read.
+func (b *Bus) endPoll(p *poll, now instant) {
+	d := p.d
+	if !p.dead {
+		b.judgeSilence(p, now)
+	}
+	d.polls = slices.DeleteFunc(d.polls, func(q *poll) bool { return q == p })
+
+	b.batch = b.batch[:0]
+	for i := range p.results {
+		b.collect(p, &p.results[i], now)
+	}
+	for i := range p.found {
+		b.collect(p, &p.found[i], now)
+	}
+	for i, c := range p.plan.classes {
+		switch {
+		case !p.due[i]:
+		case c.every == point.Once:
+			if c.due == never && p.failed {
+				c.due = now + onceWait
+			}
+			c.once = c.due != never
+		case c.every == point.Fastest && c.due == never:
+			c.due = now
+		}
+	}
+	if len(b.batch) > 0 {
+		b.emit(b.batch)
+	}
+	b.noteEnd(p)
+	clear(p.results)
+	clear(p.found)
+	d.spare = p
+}
+
+// judgeSilence decides about reads that are known to get no answer at times: if
+// the device has answered a later one, they are split; if not, it is lost.
+func (b *Bus) judgeSilence(p *poll, now instant) {
+	d := p.d
+	for i := range p.results {
+		res := &p.results[i]
+		if res.r == nil || res.err == nil || isAnswer(res.err) || errors.Is(res.err, modbus.ErrInvalidRequest) {
+			continue
+		}
+		switch {
+		case p.heard < res.sent:
+			b.lose(d, res.sent, res.r, now, res.err)
+		case slices.Contains(d.plan.reads, res.r):
+			b.splitSilent(d, res.r, now)
+		}
+	}
+}
+
+// collect adds the samples of one read to the batch.
+func (b *Bus) collect(p *poll, res *result, now instant) {
+	d := p.d
+	if res.r == nil || res.resp == nil && (res.err == nil || d.allBad) {
+		return
+	}
+	if res.resp != nil {
+		if res.sent < res.r.emitted {
+			return // overtaken by a newer answer to the same read
+		}
+		res.r.emitted = res.sent
+		b.regs = modbus.AppendValues(b.regs[:0], res.r.req, res.resp)
+	} else {
+		res.at = b.start.Add(now)
+	}
+	at := res.at.UTC()
+	for _, s := range res.r.slots {
+		if !p.due[s.class] {
+			continue
+		}
+		pt := &d.points[s.point]
+		if d.fencedOff(s.point, res.sent) {
+			if c := p.plan.classes[s.class]; c.every == point.Once || time.Duration(c.every) >= refetch {
+				c.due, c.aligned = now, false
+			}
+			continue
+		}
+		sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: at}
+		if res.resp != nil {
+			// What the registers hold may be no value: then it is Bad, too.
+			if v, err := pt.Decode(b.regs[s.offset : s.offset+s.n]); err == nil {
+				sample.Value, sample.Quality = v, point.Good
+				if s.incoherent {
+					sample.Quality = point.Uncertain
+				}
+			}
+		}
+		b.batch = append(b.batch, sample)
+	}
+}
