@@ -43,6 +43,8 @@ func TestBand(t *testing.T) {
 		{"float32 tiny", "1e-45", false, f32(0), f32(1e-45), false},
 		{"float32 against decimal", "0.2", false, f32(25.4), decimal("25.6"), false},
 		{"float64 beyond decimals", "0.1", false, point.Float64Value(1e200), point.Float64Value(1.1e200), true},
+		{"smaller than decimals", "1e-120", false, point.Float64Value(1e-120), point.Float64Value(3e-120), true},
+		{"smaller than decimals, inside", "3e-120", false, point.Float64Value(1e-120), point.Float64Value(3e-120), false},
 		{"counter", "1", false, point.IntValue(math.MaxInt64 - 2), point.IntValue(math.MaxInt64 - 1), false},
 		{"counter over the band", "1", false, point.IntValue(math.MaxInt64 - 2), point.IntValue(math.MaxInt64), true},
 		{"largest counter", "1", false, point.UintValue(math.MaxUint64), point.UintValue(math.MaxUint64 - 1), false},
@@ -72,6 +74,21 @@ func TestBand(t *testing.T) {
 		b := bandOf(t, c.width, c.percent)
 		if got := b.exceeded(c.v, c.ref); got != c.want {
 			t.Errorf("%s: band %s from %v to %v: exceeded %v, want %v", c.name, c.width, c.ref, c.v, got, c.want)
+		}
+	}
+}
+
+// Floats that lie a band apart as printed lie a little less or more apart as
+// floats, which must not show.
+func TestBandOfFloatsOnTheEdge(t *testing.T) {
+	b := bandOf(t, "0.2", false)
+	for tenths := range 100000 {
+		ref, edge, over := float32(tenths)/10, float32(tenths+2)/10, float32(tenths+3)/10
+		if b.exceeded(point.Float32Value(edge), point.Float32Value(ref)) {
+			t.Fatalf("from %v to %v is more than 0.2", ref, edge)
+		}
+		if !b.exceeded(point.Float32Value(over), point.Float32Value(ref)) {
+			t.Fatalf("from %v to %v is not more than 0.2", ref, over)
 		}
 	}
 }

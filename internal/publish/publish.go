@@ -62,8 +62,9 @@ type Publisher struct {
 	picks   []pick
 	clock   clock
 
-	dropped uint64 // batches, by the feed when last looked at
-	behind  bool   // the feed has dropped batches and not been empty since
+	dropped   uint64 // batches, by the feed when last looked at
+	droppedAt time.Time
+	behind    bool // the feed has dropped batches lately
 
 	samples, unknown, messages, bytes atomic.Uint64
 }
@@ -236,12 +237,12 @@ func (p *Publisher) watch(feed *pipeline.Feed) {
 	batches, samples := feed.Dropped()
 	switch {
 	case batches != p.dropped:
-		p.dropped = batches
+		p.dropped, p.droppedAt = batches, time.Now()
 		if !p.behind {
 			p.behind = true
 			p.log.Error("publishing is slower than the field, oldest samples dropped", "batches", batches, "samples", samples)
 		}
-	case p.behind && len(feed.C()) == 0:
+	case p.behind && time.Since(p.droppedAt) >= quietAfter:
 		p.behind = false
 		p.log.Info("publishing keeps up again", "batches", batches, "samples", samples)
 	}
@@ -281,8 +282,8 @@ func (p *Publisher) flush(ctx context.Context) {
 	p.out, p.buf = p.out[:0], p.buf[:0]
 }
 
-// quietAfter is how long a sink has to take everything before its trouble counts
-// as over: one odd message in each poll is one trouble, not many.
+// quietAfter is how long nothing must be lost before the trouble counts as over:
+// one odd message in each poll is one trouble, not many.
 const quietAfter = time.Minute
 
 // deliver hands the messages to the sink. What a sink refuses is its loss

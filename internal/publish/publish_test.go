@@ -1,7 +1,6 @@
 package publish
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -69,18 +68,18 @@ type works struct {
 	feed  *pipeline.Feed
 	pub   *Publisher
 	sink  *recorder
-	log   *bytes.Buffer
+	log   *strings.Builder
 	stop  context.CancelFunc
 	ended chan error
 }
 
 func start(t *testing.T, rules []config.Rule, devices []config.Device) *works {
-	w := &works{t: t, line: pipeline.New(), sink: &recorder{start: time.Now()}, log: new(bytes.Buffer), ended: make(chan error, 1)}
-	w.run(rules, devices, map[string]mqtt.Sink{"cloud": w.sink}, 16)
+	w := &works{t: t, line: pipeline.New(), sink: &recorder{start: time.Now()}, log: new(strings.Builder), ended: make(chan error, 1)}
+	w.run(site, rules, devices, map[string]mqtt.Sink{"cloud": w.sink}, 16)
 	return w
 }
 
-func (w *works) run(rules []config.Rule, devices []config.Device, sinks map[string]mqtt.Sink, depth int) {
+func (w *works) run(site config.Site, rules []config.Rule, devices []config.Device, sinks map[string]mqtt.Sink, depth int) {
 	w.feed = w.line.Subscribe("publish", depth)
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
@@ -203,6 +202,7 @@ func TestWhen(t *testing.T) {
 		{"heartbeat without a reading", raw(config.When{AnyChange: true, AtLeast: 10 * second}), 0, 35, []at{poll(0, "x", "1"), poll(14, "x", "2")},
 			[]string{"0s x 1", "10s x 1", "14s x 2", "24s x 2", "34s x 2"}},
 		{"heartbeat of a slow point", raw(config.When{AnyChange: true, AtLeast: 10 * second}), 60 * second, 35, []at{poll(0, "x", "1")}, []string{"0s x 1", "10s x 1", "20s x 1", "30s x 1"}},
+		{"heartbeat of a slow point, read early", raw(config.When{AnyChange: true, AtLeast: 10 * second}), 60 * second, 12, []at{poll(0, "x", "1"), poll(2, "x", "1")}, []string{"0s x 1", "10s x 1"}},
 		{"no heartbeat of what is bad", raw(config.When{AnyChange: true, AtLeast: 10 * second}), 0, 60, []at{poll(0, "x", "1"), poll(5, "x", ""), poll(40, "x", "1")}, []string{"0s x 1", "40s x 1", "50s x 1", "1m0s x 1"}},
 		{"heartbeat of null", null(raw(config.When{AnyChange: true, AtLeast: 10 * second})), 0, 15, []at{poll(0, "x", "")}, []string{"0s x null", "10s x null"}},
 		{"heartbeats due about the same time go together", raw(config.When{AnyChange: true, AtLeast: 64 * second}), 0, 100,
@@ -242,6 +242,11 @@ func TestWhen(t *testing.T) {
 		{"batch gap, and back to what was said", batch(config.When{AnyChange: true, AtMost: 3200 * time.Millisecond}), second, 10,
 			[]at{poll(0, "x", "1", "y", "1"), poll(1, "x", "2", "y", "1"), poll(2, "x", "1", "y", "1"), poll(5, "x", "1", "y", "2")},
 			[]string{`0s d {` + stamp(0) + `,"x":1,"y":1}`, `5s d {` + stamp(5) + `,"x":1,"y":2}`}},
+
+		{"batch gap keeps what an idle poll does not mention", batch(config.When{AnyChange: true, AtMost: 3200 * time.Millisecond}), second, 10,
+			[]at{poll(0, "x", "1", "y", "1"), poll(1, "x", "2"), poll(2, "y", "1")}, []string{`0s d {` + stamp(0) + `,"x":1,"y":1}`, `3.2s d {` + stamp(2) + `,"x":2,"y":1}`}},
+		{"batch gap without news leaves nothing behind", batch(config.When{AnyChange: true, AtMost: 3200 * time.Millisecond}), second, 10,
+			[]at{poll(0, "x", "1", "y", "1"), poll(1, "x", "2"), poll(2, "x", "1"), poll(5, "z", "1")}, []string{`0s d {` + stamp(0) + `,"x":1,"y":1}`, `5s d {` + stamp(5) + `,"z":1}`}},
 
 		{"timed", every(raw(change), 5*second), second, 16, []at{poll(1, "x", "1"), poll(2, "x", "2"), poll(6, "x", "3"), poll(7, "y", "4")},
 			[]string{"5s x 2", "10s x 3", "10s y 4", "15s x 3", "15s y 4"}},
@@ -295,13 +300,13 @@ func TestSeveralRules(t *testing.T) {
 
 func TestDestinations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &works{t: t, line: pipeline.New(), sink: new(recorder), log: new(bytes.Buffer), ended: make(chan error, 1)}
+		w := &works{t: t, line: pipeline.New(), sink: new(recorder), log: new(strings.Builder), ended: make(chan error, 1)}
 		sinks := map[string]*recorder{"cloud": {}, "backup": {}, config.Local: {}}
 		as := make(map[string]mqtt.Sink)
 		for n, s := range sinks {
 			as[n] = s
 		}
-		w.run([]config.Rule{
+		w.run(site, []config.Rule{
 			{Points: []string{"d.x"}, Topic: "all", Payload: config.Raw},
 			{Points: []string{"d.x"}, Topic: "some", Payload: config.Raw, To: []string{"cloud", config.Local}},
 			{Points: []string{"d.x"}, Topic: "unknown", Payload: config.Raw, To: []string{"elsewhere"}},
@@ -323,9 +328,9 @@ func TestDestinations(t *testing.T) {
 // A sink in trouble is said once, and harms nobody else.
 func TestSinkErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &works{t: t, line: pipeline.New(), sink: new(recorder), log: new(bytes.Buffer), ended: make(chan error, 1)}
+		w := &works{t: t, line: pipeline.New(), sink: new(recorder), log: new(strings.Builder), ended: make(chan error, 1)}
 		broken := &recorder{err: errors.New("queue cloud: closed")}
-		w.run([]config.Rule{raw(config.When{Each: true})}, []config.Device{device(time.Second, "x")}, map[string]mqtt.Sink{"cloud": broken, "local": w.sink}, 16)
+		w.run(site, []config.Rule{raw(config.When{Each: true})}, []config.Device{device(time.Second, "x")}, map[string]mqtt.Sink{"cloud": broken, "local": w.sink}, 16)
 		poll := func(n int) {
 			for range n {
 				w.emit("x", "1")
@@ -415,14 +420,16 @@ func (g gate) Deliver(context.Context, ...mqtt.Message) error {
 
 func TestBehindTheField(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &works{t: t, line: pipeline.New(), sink: new(recorder), log: new(bytes.Buffer), ended: make(chan error, 1)}
+		w := &works{t: t, line: pipeline.New(), sink: new(recorder), log: new(strings.Builder), ended: make(chan error, 1)}
 		g := make(gate)
-		w.run([]config.Rule{raw(config.When{Each: true})}, []config.Device{device(time.Second, "x")}, map[string]mqtt.Sink{"cloud": g}, 2)
+		w.run(site, []config.Rule{raw(config.When{Each: true})}, []config.Device{device(time.Second, "x")}, map[string]mqtt.Sink{"cloud": g}, 2)
 		for range 10 { // one is being delivered, two wait, seven are lost
 			w.emit("x", "1")
 		}
 		close(g)
 		synctest.Wait()
+		w.emit("x", "1")
+		time.Sleep(quietAfter)
 		w.emit("x", "1")
 		w.end()
 		want := "level=ERROR msg=\"publishing is slower than the field, oldest samples dropped\" batches=7 samples=7\n" +
@@ -447,6 +454,9 @@ func TestPayloadsAreTheSinksToKeep(t *testing.T) {
 			var poll []string
 			for i, n := range names {
 				text := strings.Repeat(fmt.Sprintf("%d-%d ", round, i), 1+i%40)
+				if i%100 == 7 {
+					text = strings.Repeat(text, 500) // more than a piece by itself
+				}
 				poll = append(poll, n, text)
 				want = append(want, text)
 			}
@@ -536,10 +546,36 @@ func TestTickWhenTheClockIsSet(t *testing.T) {
 		if len(p.out) != c.sent || !r.tick.Equal(c.tick) {
 			t.Errorf("%s: %d messages, next at %v; want %d, %v", c.name, len(p.out), r.tick, c.sent, c.tick)
 		}
-		if d := p.next(time.Now()); d > time.Minute {
-			t.Errorf("%s: looks at the clock again after %v", c.name, d)
-		}
 	}
+}
+
+// How long the publisher may sleep.
+func TestNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			name string
+			rule config.Rule
+			bad  bool // the second reading
+			want time.Duration
+		}{
+			{"nothing to wait for", raw(config.When{AnyChange: true}), false, time.Hour},
+			{"a timed rule looks at the wall clock", config.Rule{Points: []string{"*"}, Topic: "t", Every: 24 * time.Hour}, false, time.Minute},
+			{"a heartbeat", raw(config.When{AnyChange: true, AtLeast: 64 * time.Second}), false, 64 * time.Second},
+			{"a heartbeat of what is bad", raw(config.When{AnyChange: true, AtLeast: 64 * time.Second}), true, time.Hour},
+			{"a heartbeat that a gap holds back", raw(config.When{AnyChange: true, AtLeast: 64 * time.Second, AtMost: time.Hour}), false, time.Second},
+		} {
+			p := New(site, []config.Rule{c.rule}, []config.Device{device(0, "x")}, nil, slog.New(slog.DiscardHandler))
+			p.look(p.now(), &p.units[0], &point.Sample{ID: "d.x", Value: point.IntValue(1)})
+			if c.bad {
+				p.look(p.now(), &p.units[0], &point.Sample{ID: "d.x", Quality: point.Bad})
+			}
+			time.Sleep(64 * time.Second)
+			p.wake(time.Now())
+			if got := p.next(time.Now()); got != c.want {
+				t.Errorf("%s: sleeps for %v, want %v", c.name, got, c.want)
+			}
+		}
+	})
 }
 
 // Heartbeats of ten thousand points that are not read again: each in time, and

@@ -196,6 +196,16 @@ func TestPayloads(t *testing.T) {
 	}
 }
 
+func TestNoTags(t *testing.T) {
+	rule := config.Rule{Points: []string{"boiler.pump"}, Topic: "t", Fields: []config.Field{config.FieldTags, config.FieldPoint}}
+	topics, _ := Topics(config.Site{}, []config.Rule{rule}, []config.Device{boiler()})
+	msg, _ := topics[0].Render(1, read("pump", point.BoolValue(true)))
+	const want = `{"value":true,"timestamp":"2025-11-05T14:30:15.123Z","point":"pump"}`
+	if string(msg.Payload) != want {
+		t.Errorf("got %s, want %s", msg.Payload, want)
+	}
+}
+
 func TestBatchKeys(t *testing.T) {
 	dev := func(name string, points ...string) config.Device {
 		d := config.Device{Name: name, Bus: "b", Unit: 1}
@@ -232,6 +242,28 @@ func TestBatchKeys(t *testing.T) {
 				t.Errorf("got %s, want %s", msg.Payload, want)
 			}
 		})
+	}
+}
+
+// The words of Modbus Monitor XPF for types and orders, where it has one.
+func TestFullTypes(t *testing.T) {
+	for _, c := range []struct {
+		p    point.Point
+		want string
+	}{
+		{point.Point{Type: point.Bool}, "BIT"},
+		{point.Point{Type: point.Uint16}, "UINT16"},
+		{point.Point{Type: point.Int64}, "INT64"},
+		{point.Point{Type: point.Float32}, "FLOAT32"},
+		{point.Point{Type: point.Float64}, "DOUBLE64"},
+		{point.Point{Type: point.Bytes, Length: 4}, "HEX"},
+		{point.Point{Type: point.String, Length: 4}, "STRING"},
+		{point.Point{Type: point.Datetime, Layout: point.DT4}, "DATETIME"},
+		{point.Point{Type: point.BCD16}, "BCD16"},
+	} {
+		if got := xpfType(&c.p); got != c.want {
+			t.Errorf("%s is %s, want %s", c.p.TypeName(), got, c.want)
+		}
 	}
 }
 

@@ -80,7 +80,7 @@ func newRule(f *form, now time.Time) *rule {
 	r.band = newBand(w)
 	r.change = w.AnyChange || w.Band.IsZero()
 	r.beatSlot = min(w.AtLeast/beatSlots, longestBeatSlot)
-	r.gapSlot = min(w.AtMost/gapSlots, longestGapSlot)
+	r.gapSlot = max(1, min(w.AtMost/gapSlots, longestGapSlot))
 	return r
 }
 
@@ -218,12 +218,7 @@ func (p *Publisher) offer(now moment, st *stream) {
 }
 
 // gapEnd returns when a gap that ends at end is ended, together with others.
-func (r *rule) gapEnd(end moment) moment {
-	if r.gapSlot == 0 {
-		return end
-	}
-	return (end + r.gapSlot - 1).Truncate(r.gapSlot)
-}
+func (r *rule) gapEnd(end moment) moment { return (end + r.gapSlot - 1).Truncate(r.gapSlot) }
 
 // send renders the message of a stream: of a batch its fresh readings, else the
 // newest reading of its point.

@@ -99,7 +99,8 @@ func TestTopicFaults(t *testing.T) {
 			`publish[1].topic: a.x of publish[0] and b.y of this rule would both be published on "t"; tell them apart by {device} and {point}, or give both rules payload: batch`}, 1},
 		{"a third rule meets the first", []config.Rule{to(only(every("t"), "a.x"), "cloud"), to(only(every("t"), "b.y"), "local"), only(every("t"), "b.y")}, real, []string{
 			`publish[2].topic: a.x of publish[0] and b.y of this rule would both be published on "t"; tell them apart by {device} and {point}, or give both rules payload: batch`}, 2},
-		{"rules for nobody", []config.Rule{to(every("t"), []string{}...)}, nil, nil, 0},
+		{"a rule for nobody", []config.Rule{to(only(every("t"), "a.*"), []string{}...)}, real, []string{
+			`publish[0].topic: a.x and a.y would both be published on "t"; tell them apart by {device} and {point}, or set payload: batch`}, 1},
 
 		{"unknown placeholder", []config.Rule{every("{Nmae}")}, real, []string{
 			`publish[0].topic: {Nmae} is not a placeholder; known: {site} {bus} {device} {point} {unit} {type} {UnitID} {Address} {Name} {Value} {tag.NAME}`}, 0},
