@@ -1,0 +1,359 @@
+// Package line opens wires and keeps time on them: serial lines, TCP
+// connections, UDP, and connections that a device dials in on. It sends one
+// request, knows which bytes are the answer to it, and takes no others: no late
+// answer, no other unit's, no echo, nothing with a wrong CRC. It does not know
+// what a point is, repeats nothing and polls nothing; package bus does that.
+//
+// Line is the type to know. It is a modbus.Endpoint. A goroutine in Line.Run
+// keeps its wire open; callers of Do share it. Below it there are two ways to
+// share a wire: mux, for MBAP, matches answers by transaction id; turns, for RTU
+// and ASCII, lets one request at a time onto the wire and keeps the silences.
+//
+// # What is taken for an answer
+//
+// MBAP: a frame with the id of a request that still waits, the same unit, and a
+// PDU that answers the request in every respect (modbus.CheckResponse).
+// Everything else is counted and dropped. A broken header closes the connection.
+//
+// RTU and ASCII have no id. A frame is the answer when unit, function, length,
+// byte count, echoed address and CRC (or LRC) are right. What is left is an
+// answer that comes after its request was given up, to a later request of the
+// very same shape. The rule against it, kept for each unit:
+//
+//   - A request that got no answer is remembered for ten times the longest time
+//     an answer may take.
+//   - While an answer to it could be taken for the answer to the next request,
+//     that request is not sent. A shorter read of the same registers goes first
+//     (a fence). Devices answer in order, so once the fence is answered - its
+//     length tells it apart - the lost answer cannot come any more.
+//   - Where no shorter read is possible (one register, eight coils) the unit is
+//     left alone until twice the longest answer time has passed since the lost
+//     request; the line serves other units meanwhile.
+//   - Whatever arrives unasked is discarded before a request is sent, and the
+//     silence before the request starts again after it.
+//
+// What remains: a single register (or up to eight bits) whose answer is later
+// than twice the longest answer time, and any answer later than ten times of it.
+package line
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+
+	"golang.org/x/sys/unix"
+)
+
+// Line is one wire with the devices on it. Make it with New, keep its wire open
+// with Run; all other methods are safe for use by several goroutines.
+type Line struct {
+	cfg    config.Bus
+	log    *slog.Logger
+	count  counters
+	trace  atomic.Pointer[Trace]
+	traced sync.Mutex // one call of trace at a time
+
+	share share  // mux or turns, whichever is not nil
+	mux   *mux   // MBAP
+	turns *turns // RTU, ASCII
+
+	up atomic.Bool // state == stateUp, without the lock
+
+	mu      sync.Mutex
+	state   state
+	err     error         // in stateDown: why; wraps modbus.ErrNotConnected
+	told    string        // what the log last said of the state
+	changed chan struct{} // closed when state changes, then replaced
+	addr    net.Addr      // of a listener
+}
+
+// state is what a caller of Do has to expect of the wire.
+type state uint8
+
+const (
+	stateOpening state = iota // being opened: a request waits for the outcome
+	stateUp
+	stateDown // a request fails at once
+)
+
+// share is a way to share an open wire among callers.
+type share interface {
+	// do sends req and waits for the answer, or returns errNotSent.
+	do(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error)
+	// serve carries requests over w until it fails or ctx ends, and says why.
+	// It sets stateUp once it is ready, stateOpening before it returns.
+	serve(ctx context.Context, w wire) error
+}
+
+// errNotSent: there is no wire now, and the request was not sent.
+var errNotSent = errors.New("not sent")
+
+// errStopped: Run has ended.
+var errStopped = errors.New("stopped")
+
+// Trace sees every frame, and whatever else came in, in the order it passed the
+// wire: dir is '>' for bytes sent, '<' for bytes received. b is valid only
+// during the call. Calls come one at a time and hold the wire up: Trace must not
+// block.
+type Trace func(dir byte, b []byte, at time.Time)
+
+// New returns the line that cfg describes. It opens nothing: Run does.
+func New(cfg config.Bus, log *slog.Logger) *Line {
+	l := &Line{cfg: cfg, log: log, changed: make(chan struct{})}
+	if cfg.Framing == modbus.FramingTCP {
+		l.mux = newMux(l)
+		l.share = l.mux
+	} else {
+		l.turns = newTurns(l)
+		l.share = l.turns
+	}
+	return l
+}
+
+// Do implements modbus.Endpoint with the timeout and gap of the bus. While the
+// wire is being opened it waits for the outcome, no longer than the bus's
+// connect timeout; while it is down Do fails at once. Requests are served in
+// the order they arrive.
+func (l *Line) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+	return l.DoTimeout(ctx, unit, req, 0, config.GapAuto)
+}
+
+// DoTimeout is Do with a timeout of its own, from the request's last byte to the
+// response's first (0 or less: the bus's), and a least silence before the
+// request (config.GapAuto: the bus's). On an RTU line a gap under 3.5
+// characters is 3.5 characters.
+//
+// A request whose ctx ends before it was sent is not sent. When ctx ends later
+// the error wraps modbus.ErrNoResponse beside the context's error: the device
+// may have done what it was asked.
+func (l *Line) DoTimeout(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error) {
+	if err := modbus.CheckRequest(req); err != nil {
+		return nil, err
+	}
+	if timeout <= 0 {
+		timeout = l.cfg.Timeout
+	}
+	if gap < 0 {
+		gap = l.cfg.Gap
+	}
+	if l.turns != nil && unit == modbus.Broadcast && !req.Function().Broadcasts() {
+		return nil, fmt.Errorf("%w: %v to the broadcast unit 0: no device answers it", modbus.ErrInvalidRequest, req.Function())
+	}
+	// A request the wire was lost under before it was sent waits for the next
+	// wire, but not for ever.
+	for range 3 {
+		if !l.up.Load() {
+			if err := l.await(ctx); err != nil {
+				return nil, err
+			}
+		}
+		resp, err := l.share.do(ctx, unit, req, timeout, gap)
+		if err != errNotSent {
+			return resp, err
+		}
+	}
+	return nil, l.down()
+}
+
+// Connected reports whether the wire is open. A device behind it may be silent
+// all the same.
+func (l *Line) Connected() bool { return l.up.Load() }
+
+// InFlight returns how many requests the line carries at once at present: 1 for
+// RTU and ASCII, and what in_flight allows for MBAP.
+func (l *Line) InFlight() int {
+	if l.mux == nil {
+		return 1
+	}
+	return l.mux.inFlight()
+}
+
+// Stats returns the counters since New.
+func (l *Line) Stats() Stats {
+	s := l.count.stats()
+	if l.turns != nil {
+		s.Serial = l.turns.serialErrors()
+	}
+	return s
+}
+
+// Addr returns the address that devices dial in to, nil on other kinds of bus
+// and before Run listens.
+func (l *Line) Addr() net.Addr {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.addr
+}
+
+// SetTrace makes t see the bytes on the wire from now on; nil ends that.
+func (l *Line) SetTrace(t Trace) {
+	if t == nil {
+		l.trace.Store(nil)
+		return
+	}
+	l.trace.Store(&t)
+}
+
+// wireTap shows bytes to the trace and, at debug level, to the log. at is zero
+// for now.
+func (l *Line) wireTap(dir byte, b []byte, at time.Time) {
+	if t := l.trace.Load(); t != nil {
+		if at.IsZero() {
+			at = time.Now()
+		}
+		l.traced.Lock()
+		(*t)(dir, b, at)
+		l.traced.Unlock()
+	}
+	if l.log.Enabled(context.Background(), slog.LevelDebug) {
+		msg := "bytes sent"
+		if dir == '<' {
+			msg = "bytes received"
+		}
+		l.log.Debug(msg, "bytes", fmt.Sprintf("% x", b))
+	}
+}
+
+// Run opens the wire and keeps it open until ctx ends; then it returns nil. A
+// wire that fails is closed at once and opened again after a wait that grows,
+// with jitter, as long as nothing useful comes over it.
+func (l *Line) Run(ctx context.Context) error {
+	if l.cfg.Kind == config.Serial {
+		defer lockThread()()
+	}
+	o := l.opener()
+	defer o.close()
+	wait := newBackoff(l.cfg.Kind)
+	for {
+		answered := l.count.responses.Load()
+		err := l.session(ctx, o)
+		if ctx.Err() != nil {
+			l.set(stateDown, errStopped)
+			return nil
+		}
+		useful := l.count.responses.Load() != answered
+		if useful {
+			wait.reset()
+		}
+		dials := l.cfg.Kind != config.Listen // else the device does
+		if useful && dials {
+			l.set(stateOpening, err)
+		} else {
+			l.set(stateDown, err)
+		}
+		if !sleep(ctx, wait.next()) {
+			l.set(stateDown, errStopped)
+			return nil
+		}
+		if dials {
+			l.set(stateOpening, err)
+		}
+	}
+}
+
+// session opens the wire once and serves it until it fails or ctx ends.
+func (l *Line) session(ctx context.Context, o opener) error {
+	w, err := o.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if !sleep(ctx, l.cfg.Settle) {
+		return ctx.Err()
+	}
+	l.count.connects.Add(1)
+	return l.share.serve(ctx, w)
+}
+
+// lockThread ties the calling goroutine to its OS thread and makes the thread's
+// waits end on time rather than up to 50 µs late. The function it returns takes
+// both back.
+func lockThread() func() {
+	runtime.LockOSThread()
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
+	return func() {
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) // the thread's default
+		runtime.UnlockOSThread()
+	}
+}
+
+// await waits while the wire is being opened.
+func (l *Line) await(ctx context.Context) error {
+	limit := time.NewTimer(l.cfg.ConnectTimeout + l.cfg.Settle + time.Second)
+	defer limit.Stop()
+	for {
+		l.mu.Lock()
+		state, changed, err := l.state, l.changed, l.err
+		l.mu.Unlock()
+		switch state {
+		case stateUp:
+			return nil
+		case stateDown:
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-limit.C:
+			return fmt.Errorf("%w: still being opened", modbus.ErrNotConnected)
+		}
+	}
+}
+
+// down returns why a request cannot be sent just now.
+func (l *Line) down() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		return l.err
+	}
+	return fmt.Errorf("%w: lost again and again", modbus.ErrNotConnected)
+}
+
+// set changes the state; err is why the wire is not open. What an operator has
+// to know is logged once: that the wire is open, and each new reason why it is
+// not. A wire that is lost and open again at once is not news.
+func (l *Line) set(s state, err error) {
+	l.mu.Lock()
+	l.state, l.err = s, nil
+	l.up.Store(s == stateUp)
+	close(l.changed)
+	l.changed = make(chan struct{})
+	told := l.told
+	switch s {
+	case stateUp:
+		l.told = "open"
+	case stateDown:
+		err = cause(err)
+		l.told = err.Error()
+		l.err = fmt.Errorf("%w: %w", modbus.ErrNotConnected, err)
+	}
+	news := l.told != told
+	l.mu.Unlock()
+	switch {
+	case s == stateUp && news:
+		l.log.Info("line open", "address", l.cfg.Address)
+	case s == stateDown && news && !errors.Is(err, errStopped):
+		l.log.Warn("line not open, trying on", "address", l.cfg.Address, "err", err)
+	}
+}
+
+// cause takes the addresses, which change with every attempt, off an error of
+// package net.
+func cause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		return fmt.Errorf("%s: %w", op.Op, op.Err)
+	}
+	return err
+}

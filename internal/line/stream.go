@@ -1,0 +1,216 @@
+package line
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"fieldgate/internal/config"
+
+	"golang.org/x/sys/unix"
+)
+
+// userTimeout is how long sent bytes may stay unacknowledged before the kernel
+// gives the connection up.
+const userTimeout = 10 * time.Second
+
+// keepAlive finds a dead peer while nothing is sent.
+func keepAlive() net.KeepAliveConfig {
+	return net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
+}
+
+// dialer opens TCP and UDP "connections".
+type dialer struct{ line *Line }
+
+func (d dialer) open(ctx context.Context) (wire, error) {
+	cfg := d.line.cfg
+	nd := net.Dialer{Timeout: cfg.ConnectTimeout, KeepAliveConfig: keepAlive()}
+	c, err := nd.DialContext(ctx, cfg.Kind.String(), cfg.Address)
+	if err != nil {
+		return nil, err
+	}
+	return newStream(c, cfg.Kind == config.UDP), nil
+}
+
+func (d dialer) close() {}
+
+// listener waits for the device to dial in. The newest connection wins: a modem
+// that lost its connection without a word dials again, and the one it lost
+// would be kept for minutes otherwise.
+type listener struct {
+	line *Line
+	l    net.Listener
+	done chan struct{} // closed when accept has ended
+
+	mu      sync.Mutex
+	waiting net.Conn      // accepted, not yet taken by open
+	news    chan struct{} // holds one token while waiting is set
+	current net.Conn      // taken by open
+}
+
+// errNobody: the listener stands, no device has dialled in.
+var errNobody = errors.New("no device has dialled in")
+
+func (l *listener) open(ctx context.Context) (wire, error) {
+	if l.l == nil {
+		lc := net.ListenConfig{KeepAliveConfig: keepAlive()}
+		nl, err := lc.Listen(ctx, "tcp", l.line.cfg.Address)
+		if err != nil {
+			return nil, err
+		}
+		l.l, l.news, l.done = nl, make(chan struct{}, 1), make(chan struct{})
+		l.line.setAddr(nl.Addr())
+		go l.accept() // ends when close closes the listener
+	}
+	select {
+	case <-l.news:
+	default:
+		l.line.set(stateDown, errNobody)
+		select {
+		case <-l.news:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.current, l.waiting = l.waiting, nil
+	return newStream(l.current, false), nil
+}
+
+// accept takes connections and closes the one before.
+func (l *listener) accept() {
+	defer close(l.done)
+	for {
+		c, err := l.l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// Out of descriptors, or the peer went away again: neither ends
+			// the listener.
+			time.Sleep(100 * time.Millisecond)
+			continue
+		}
+		l.line.log.Info("device dialled in", "from", c.RemoteAddr().String())
+		l.mu.Lock()
+		if l.waiting != nil {
+			l.waiting.Close()
+		}
+		if l.current != nil {
+			l.current.Close() // its owner sees the error and comes back to open
+		}
+		l.waiting = c
+		select {
+		case l.news <- struct{}{}:
+		default:
+		}
+		l.mu.Unlock()
+	}
+}
+
+func (l *listener) close() {
+	if l.l == nil {
+		return
+	}
+	l.l.Close()
+	<-l.done
+	if l.waiting != nil {
+		l.waiting.Close()
+	}
+}
+
+// stream is a connection as a wire. On UDP a read returns one datagram.
+type stream struct {
+	conn  net.Conn
+	udp   bool
+	raw   syscall.RawConn
+	woken atomic.Bool
+}
+
+func newStream(c net.Conn, udp bool) *stream {
+	s := &stream{conn: c, udp: udp}
+	if sc, ok := c.(syscall.Conn); ok {
+		s.raw, _ = sc.SyscallConn() // fails on a closed connection only
+	}
+	if !udp && s.raw != nil {
+		_ = s.raw.Control(func(fd uintptr) {
+			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout/time.Millisecond))
+		})
+	}
+	return s
+}
+
+func (s *stream) read(p []byte, until time.Time) (int, error) {
+	if !until.IsZero() && !time.Now().Before(until) {
+		return s.readNow(p)
+	}
+	if err := s.conn.SetReadDeadline(until); err != nil {
+		return 0, err
+	}
+	// A wake before this line is seen here, one after it in Read.
+	if s.woken.Swap(false) {
+		return 0, nil
+	}
+	n, err := s.conn.Read(p)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.woken.Store(false)
+		err = nil
+	case s.udp && errors.Is(err, unix.ECONNREFUSED):
+		err = nil // nobody listens there now: no answer, not the end of the socket
+	}
+	return n, err
+}
+
+// readNow takes what has arrived and waits for nothing.
+func (s *stream) readNow(p []byte) (n int, err error) {
+	cerr := s.raw.Control(func(fd uintptr) {
+		for {
+			n, err = unix.Read(int(fd), p)
+			if err != unix.EINTR {
+				return
+			}
+		}
+	})
+	switch {
+	case cerr != nil:
+		return 0, cerr
+	case err == unix.EAGAIN, s.udp && err == unix.ECONNREFUSED:
+		return 0, nil
+	case err != nil:
+		return 0, os.NewSyscallError("read", err)
+	case n == 0 && !s.udp:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (s *stream) write(p []byte) (time.Time, error) {
+	_, err := s.conn.Write(p)
+	if s.udp && errors.Is(err, unix.ECONNREFUSED) {
+		_, err = s.conn.Write(p) // the error belonged to what was sent before
+	}
+	return time.Now(), err
+}
+
+func (s *stream) wake() {
+	s.woken.Store(true)
+	_ = s.conn.SetReadDeadline(time.Unix(1, 0)) // fails on a closed connection, which wakes too
+}
+
+func (s *stream) stop() { s.conn.Close() }
+
+func (s *stream) close() { s.conn.Close() }
+
+func (l *Line) setAddr(a net.Addr) {
+	l.mu.Lock()
+	l.addr = a
+	l.mu.Unlock()
+}

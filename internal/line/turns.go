@@ -1,0 +1,617 @@
+package line
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+)
+
+const (
+	// turnaround is the pause after a broadcast, in which the devices do what
+	// they were told (SER 2.4.1: 100 to 200 ms).
+	turnaround = 100 * time.Millisecond
+	// settleAfter is the least silence after a request that got no answer,
+	// before another unit is asked: an answer that is just beginning is heard
+	// out, not talked into.
+	settleAfter = 20 * time.Millisecond
+	// pauseRTU is how long the bytes of a frame may stay away. Adapters deliver
+	// in lumps up to 16 ms apart, networks worse.
+	pauseRTU = 100 * time.Millisecond
+	// pauseFar is the same for ASCII (SER 2.5.2.1: 1 s) and for every framing
+	// over a network.
+	pauseFar = time.Second
+	// longFrame bounds how long one answer may trickle in beyond its time on
+	// the wire.
+	longFrame = 6 * time.Second
+	// babble is how long the line may keep a request from being sent by never
+	// falling silent.
+	babble = 3 * time.Second
+)
+
+// turns shares a wire that carries one request at a time: RTU and ASCII, on a
+// serial port or over a network. Callers queue; the goroutine in serve owns the
+// wire and all the fields below jobs.
+type turns struct {
+	line  *Line
+	pool  sync.Pool     // of *job
+	gap   time.Duration // least silence before a request
+	pause time.Duration
+	scan  func(buf []byte, q *question, last bool) scan
+	char  time.Duration // of a serial port, else 0
+
+	mu     sync.Mutex
+	wire   wire // nil while none is open
+	idle   bool // serve waits for a job
+	closed bool // ctx of serve has ended
+	jobs   []*job
+
+	units    map[modbus.UnitID]*ledger
+	echo     echo
+	last     time.Time // when the wire was last heard or had sent
+	notUntil time.Time // nothing is sent before
+	stray    []byte    // what arrived unasked since last looked at
+	in, out  []byte
+}
+
+// echo is what is known of the wire bringing back what we send.
+type echo uint8
+
+const (
+	echoUnknown echo = iota
+	echoOff
+	echoOn
+)
+
+// job is a request on its way through serve.
+type job struct {
+	unit         modbus.UnitID
+	timeout, gap time.Duration
+	req          modbus.PDU // copy, kept by the job
+
+	stage jobStage // guarded by turns.mu
+
+	resp modbus.PDU
+	err  error
+	done chan struct{} // holds a token when resp and err are set
+}
+
+type jobStage uint8
+
+const (
+	jobWaiting jobStage = iota
+	jobSent             // bytes have left: its outcome belongs to the device
+	jobGone             // its caller has left before that
+)
+
+func newTurns(l *Line) *turns {
+	t := &turns{
+		line:  l,
+		gap:   max(l.cfg.Gap, 0),
+		pause: pauseRTU,
+		scan:  scanRTU,
+		units: make(map[modbus.UnitID]*ledger),
+		in:    make([]byte, 0, 2*modbus.MaxASCII),
+		stray: make([]byte, 0, modbus.MaxASCII),
+	}
+	t.pool.New = func() any { return &job{done: make(chan struct{}, 1)} }
+	if l.cfg.Kind == config.Serial {
+		t.char = l.cfg.Mode.CharTime()
+		t.gap = max(t.gap, silence(l.cfg.Mode.Baud))
+	} else {
+		t.pause = pauseFar
+	}
+	if l.cfg.Framing == modbus.FramingASCII {
+		t.scan, t.pause = scanASCII, pauseFar
+	}
+	return t
+}
+
+// silence returns 3.5 characters, 1.75 ms above 19200 baud (SER 2.5.1.1). A
+// character of RTU has 11 bits; where the mode sends 10, devices that count 11
+// are given their silence all the same.
+func silence(baud int) time.Duration {
+	if baud > 19200 {
+		return 1750 * time.Microsecond
+	}
+	return 35 * 11 * time.Second / 10 / time.Duration(baud)
+}
+
+// do implements share.
+func (t *turns) do(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	j := t.pool.Get().(*job)
+	j.unit, j.timeout, j.gap = unit, timeout, max(gap, t.gap)
+	j.req = append(j.req[:0], req...)
+	j.stage, j.resp, j.err = jobWaiting, nil, nil
+	if !t.push(j) {
+		t.pool.Put(j)
+		return nil, errNotSent
+	}
+	select {
+	case <-j.done:
+		resp, err := j.resp, j.err
+		t.pool.Put(j)
+		return resp, err
+	case <-ctx.Done():
+		return nil, t.leave(j, context.Cause(ctx))
+	}
+}
+
+// push queues j and wakes the owner if it waits for one.
+func (t *turns) push(j *job) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.wire == nil {
+		return false
+	}
+	t.jobs = append(t.jobs, j)
+	if t.idle {
+		t.idle = false
+		t.wire.wake()
+	}
+	return true
+}
+
+// leave takes back a job whose caller waits no longer.
+func (t *turns) leave(j *job, cause error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if j.stage == jobSent {
+		return fmt.Errorf("%w: %w", modbus.ErrNoResponse, cause)
+	}
+	j.stage = jobGone
+	if i := slices.Index(t.jobs, j); i >= 0 {
+		t.jobs = slices.Delete(t.jobs, i, i+1)
+	}
+	return cause
+}
+
+// serve implements share.
+func (t *turns) serve(ctx context.Context, w wire) error {
+	t.mu.Lock()
+	t.wire, t.closed = w, false
+	t.mu.Unlock()
+	t.echo = echoUnknown
+	t.last = time.Now()
+	t.stray = t.stray[:0]
+	defer context.AfterFunc(ctx, t.stop)()
+	defer t.end()
+	t.line.set(stateUp, nil)
+	for {
+		j, err := t.next()
+		if err == nil {
+			err = t.run(j)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// stop ends serve: it is told that ctx has ended.
+func (t *turns) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.closed = true
+	if t.wire != nil {
+		t.wire.stop()
+	}
+}
+
+// end gives the jobs that were not sent back to their callers.
+func (t *turns) end() {
+	t.line.set(stateOpening, nil)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wire = nil
+	for _, j := range t.jobs {
+		j.finish(nil, errNotSent)
+	}
+	t.jobs = t.jobs[:0]
+}
+
+func (j *job) finish(resp modbus.PDU, err error) {
+	j.resp, j.err = resp, err
+	j.done <- struct{}{}
+}
+
+// next waits for the job to be served now: the first in the queue whose unit is
+// not held. Meanwhile it listens, so that a wire that is lost is closed at once.
+func (t *turns) next() (*job, error) {
+	for {
+		t.mu.Lock()
+		if t.closed {
+			t.mu.Unlock()
+			return nil, errStopped
+		}
+		j, wait := t.pick(time.Now())
+		t.idle = j == nil
+		t.mu.Unlock()
+		if j != nil {
+			return j, nil
+		}
+		if err := t.listen(wait); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// pick takes the first job out of the queue that may be sent at now. When there
+// is none it says when the first may, zero: when another job comes.
+func (t *turns) pick(now time.Time) (*job, time.Time) {
+	var first time.Time
+	for i, j := range t.jobs {
+		_, wait := t.ledger(j.unit).next(j.req, now)
+		if wait.IsZero() {
+			t.jobs = slices.Delete(t.jobs, i, i+1)
+			return j, time.Time{}
+		}
+		if first.IsZero() || wait.Before(first) {
+			first = wait
+		}
+	}
+	return nil, first
+}
+
+func (t *turns) ledger(u modbus.UnitID) *ledger {
+	g := t.units[u]
+	if g == nil {
+		g = new(ledger)
+		t.units[u] = g
+	}
+	return g
+}
+
+// listen waits until a moment, or for one lot of bytes that nobody asked for.
+func (t *turns) listen(until time.Time) error {
+	var buf [256]byte
+	n, err := t.wire.read(buf[:], until)
+	if n > 0 {
+		t.last = time.Now()
+		t.stray = append(t.stray, buf[:n]...)
+		if len(t.stray) >= modbus.MaxASCII || t.whole(t.stray) {
+			t.discard()
+		}
+	}
+	return err
+}
+
+// whole reports whether b is one frame: perhaps the late answer a held unit
+// waits for, which need not wait for silence.
+func (t *turns) whole(b []byte) bool {
+	if t.line.cfg.Framing == modbus.FramingASCII {
+		_, _, err := modbus.DecodeASCII(b)
+		return err == nil
+	}
+	_, _, err := modbus.DecodeRTU(b)
+	return err == nil
+}
+
+// discard drops what arrived unasked, and counts it.
+func (t *turns) discard() {
+	if len(t.stray) == 0 {
+		return
+	}
+	t.line.count.bytesReceived.Add(uint64(len(t.stray)))
+	t.line.wireTap('<', t.stray, t.last)
+	t.account(t.stray, nil)
+	t.stray = t.stray[:0]
+}
+
+// account counts what was not taken for an answer, and pays off what units owe.
+// q is the request it came after, nil for none. It returns the number of frames.
+func (t *turns) account(b []byte, q *question) (frames int) {
+	c := &t.line.count
+	split := splitRTU
+	if t.line.cfg.Framing == modbus.FramingASCII {
+		split = splitASCII
+	}
+	noise := split(b, func(unit modbus.UnitID, pdu modbus.PDU) {
+		frames++
+		switch g := t.units[unit]; {
+		case g != nil && g.pay(pdu, t.last):
+			c.late.Add(1)
+		case q != nil && unit != q.unit:
+			c.wrongUnit.Add(1)
+		default:
+			c.wrongAnswer.Add(1)
+		}
+	})
+	c.noise.Add(uint64(noise))
+	return frames
+}
+
+// lostError ends serve: the wire cannot be used any more.
+type lostError struct {
+	cause error // why
+	err   error // what the caller of the request is told
+}
+
+func (e *lostError) Error() string { return e.cause.Error() }
+
+// lost returns the error for a wire that failed under a request, before or after
+// that was sent.
+func lost(cause error, sent bool) error {
+	if !sent {
+		return &lostError{cause, errNotSent}
+	}
+	return &lostError{cause, fmt.Errorf("%w: the connection was lost: %w", modbus.ErrNoResponse, cause)}
+}
+
+// run serves one job. The error is that of the wire.
+func (t *turns) run(j *job) error {
+	resp, err := t.answer(j)
+	var l *lostError
+	if errors.As(err, &l) {
+		j.finish(nil, l.err)
+		return l.cause
+	}
+	j.finish(resp, err)
+	return nil
+}
+
+// answer gets the answer to a job. What has to go over the wire first does.
+func (t *turns) answer(j *job) (modbus.PDU, error) {
+	if j.unit == modbus.Broadcast {
+		return t.exchange(j, j.req, true)
+	}
+	if t.echo == echoUnknown && selfEqual(j.req) {
+		// Its answer would look like its echo. A read tells the two apart, and
+		// shows whether there is an echo; that the device refuses it, or is
+		// silent, does not matter.
+		_, err := t.exchange(j, echoProbe(j.req), false)
+		if l := (*lostError)(nil); errors.As(err, &l) || t.echo == echoUnknown {
+			return nil, err
+		}
+	}
+	if fence, _ := t.ledger(j.unit).next(j.req, time.Now()); fence != nil {
+		t.line.count.fences.Add(1)
+		if _, err := t.exchange(j, fence, false); !answers(err) {
+			return nil, err
+		}
+	}
+	return t.exchange(j, j.req, true)
+}
+
+// echoProbe returns a read of what req writes; of register 0 where req names no
+// address.
+func echoProbe(req modbus.PDU) modbus.PDU {
+	switch req.Function() {
+	case modbus.WriteSingleCoil:
+		return modbus.PDU{byte(modbus.ReadCoils), req[1], req[2], 0, 1}
+	case modbus.WriteSingleRegister, modbus.MaskWriteRegister:
+		return modbus.PDU{byte(modbus.ReadHoldingRegisters), req[1], req[2], 0, 1}
+	}
+	return modbus.ReadRequest(modbus.HoldingRegisters, 0, 1)
+}
+
+// exchange sends req to the unit of j, once the line has been silent, and waits
+// for the answer. own says that req is the request of j itself, not one that
+// goes before it.
+func (t *turns) exchange(j *job, req modbus.PDU, own bool) (modbus.PDU, error) {
+	if err := t.quiet(j.gap); err != nil {
+		return nil, err
+	}
+	if !t.begin(j, own) {
+		return nil, errGone
+	}
+	t.out = t.line.cfg.Framing.Append(t.out[:0], 0, j.unit, req)
+	c := &t.line.count
+	c.requests.Add(1)
+	c.bytesSent.Add(uint64(len(t.out)))
+	t.line.wireTap('>', t.out, time.Time{})
+	end, err := t.wire.write(t.out)
+	t.last = later(end, t.last)
+	if err != nil {
+		return nil, lost(err, own)
+	}
+	if j.unit == modbus.Broadcast {
+		c.broadcasts.Add(1)
+		t.notUntil = end.Add(turnaround)
+		return modbus.PDU{}, nil
+	}
+	return t.receive(j, req, end)
+}
+
+// errGone: the caller has left; nobody reads the job's outcome.
+var errGone = errors.New("caller gone")
+
+// begin marks j as sent. It reports false when its caller has left.
+func (t *turns) begin(j *job, own bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if j.stage == jobGone {
+		return false
+	}
+	if own {
+		j.stage = jobSent
+	}
+	return true
+}
+
+// quiet waits until the line has been silent for gap, and longer where a request
+// before has left something to wait for. What it hears is discarded.
+func (t *turns) quiet(gap time.Duration) error {
+	var limit time.Time
+	for {
+		until := later(t.last.Add(gap), t.notUntil)
+		if limit.IsZero() {
+			limit = later(until, time.Now()).Add(babble)
+		}
+		before := t.last
+		if err := t.listen(until); err != nil {
+			return lost(err, false)
+		}
+		now := time.Now()
+		switch {
+		case t.isClosed():
+			return lost(errStopped, false)
+		case t.last != before:
+			if now.After(limit) {
+				t.discard()
+				return fmt.Errorf("%w: the line is never silent", modbus.ErrNotConnected)
+			}
+		case !now.Before(until):
+			t.discard()
+			return nil
+		}
+	}
+}
+
+func (t *turns) isClosed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.closed
+}
+
+// receive waits for the answer to req, which left at sent.
+func (t *turns) receive(j *job, req modbus.PDU, sent time.Time) (modbus.PDU, error) {
+	q := &question{unit: j.unit, req: req, adu: t.out, echo: t.echo == echoOn}
+	deadline := sent.Add(j.timeout)
+	end := deadline.Add(longFrame + modbus.MaxASCII*t.char)
+	buf, until := t.in[:0], deadline
+	var s scan
+	for s.heard != heardAnswer {
+		n, err := t.wire.read(buf[len(buf):cap(buf)], until)
+		now := time.Now()
+		if err == nil && n == 0 && t.isClosed() {
+			err = errStopped
+		}
+		if err != nil {
+			t.owe(j, req, sent)
+			return nil, lost(err, true)
+		}
+		if n > 0 {
+			t.last = now
+			t.line.count.bytesReceived.Add(uint64(n))
+			buf = buf[:len(buf)+n]
+			s = t.scan(buf, q, false)
+			until = t.patience(s.heard, deadline)
+			if len(buf) == cap(buf) && s.heard != heardAnswer {
+				until = now // babble: no answer is that long
+			}
+		}
+		if s.heard != heardAnswer && (!now.Before(until) || now.After(end)) {
+			s = t.scan(buf, q, true)
+			break
+		}
+	}
+	if len(buf) > 0 {
+		t.line.wireTap('<', buf, t.last)
+	}
+	if s.heard != heardAnswer {
+		return nil, t.failed(j, q, buf, s, sent)
+	}
+	return t.accept(q, buf, s, sent)
+}
+
+// patience returns how long to wait for more bytes after the last ones.
+func (t *turns) patience(h heard, deadline time.Time) time.Time {
+	switch h {
+	case heardPart:
+		return later(deadline, t.last.Add(t.pause))
+	case heardOpen:
+		return t.last.Add(t.pause)
+	case heardBroken:
+		if t.line.cfg.Kind != config.Serial {
+			return t.last // the connection will be closed
+		}
+		return t.last.Add(t.pause)
+	}
+	return deadline
+}
+
+// accept takes the answer that a scan found in buf.
+func (t *turns) accept(q *question, buf []byte, s scan, sent time.Time) (modbus.PDU, error) {
+	c := &t.line.count
+	front := buf[:s.start]
+	if n := q.heardEcho(front); n > 0 {
+		t.echo = echoOn
+		c.echoes.Add(1)
+		front = front[n:]
+	} else if !selfEqual(q.req) {
+		t.echo = echoOff
+	}
+	t.account(front, q)
+	t.stray = append(t.stray[:0], buf[s.end:]...)
+	t.ledger(q.unit).answered(t.last.Sub(sent))
+	c.responses.Add(1)
+	if s.err != nil {
+		c.exceptions.Add(1)
+		return nil, s.err
+	}
+	return bytes.Clone(s.pdu), nil
+}
+
+// failed counts what came instead of an answer and says what it was.
+func (t *turns) failed(j *job, q *question, buf []byte, s scan, sent time.Time) error {
+	c := &t.line.count
+	t.notUntil = time.Now().Add(settleAfter)
+	if s.heard == heardBroken {
+		// The unit did answer: it owes nothing.
+		c.badChecksum.Add(1)
+		err := fmt.Errorf("%w: wrong checksum", modbus.ErrBadResponse)
+		if t.line.cfg.Kind != config.Serial {
+			return &lostError{err, err} // no telling where the next frame begins
+		}
+		return err
+	}
+	t.owe(j, q.req, sent)
+	rest := buf
+	if n := q.heardEcho(buf); n > 0 && (q.echo || !selfEqual(q.req)) {
+		t.echo = echoOn
+		c.echoes.Add(1)
+		rest = buf[n:]
+	} else if t.echo == echoUnknown && len(buf) == 0 {
+		t.echo = echoOff // an adapter that echoes does so whether a device answers or not
+	}
+	if len(rest) == 0 {
+		c.timeouts.Add(1)
+		return noResponse(j.timeout)
+	}
+	if s.heard == heardPart {
+		c.partial.Add(1)
+		err := fmt.Errorf("%w: cut short after %d bytes", modbus.ErrBadResponse, len(rest))
+		if t.line.cfg.Kind != config.Serial {
+			return &lostError{err, err}
+		}
+		return err
+	}
+	if frames := t.account(rest, q); frames > 0 {
+		return fmt.Errorf("%w: not an answer of unit %d to this request", modbus.ErrBadResponse, q.unit)
+	}
+	return fmt.Errorf("%w: %d bytes of noise", modbus.ErrBadResponse, len(rest))
+}
+
+// owe notes that the unit of j may still answer req.
+func (t *turns) owe(j *job, req modbus.PDU, sent time.Time) {
+	t.ledger(j.unit).owe(req, sent, max(j.timeout, t.line.cfg.Timeout))
+}
+
+// noResponse is the error for a request to which nothing came in the time given.
+type noResponse time.Duration
+
+func (e noResponse) Error() string {
+	return fmt.Sprintf("%v within %v", modbus.ErrNoResponse, time.Duration(e))
+}
+
+func (e noResponse) Unwrap() error { return modbus.ErrNoResponse }
+
+// serialErrors returns the counters of the port's driver.
+func (t *turns) serialErrors() SerialErrors {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p, ok := t.wire.(*tty); ok {
+		return p.serialErrors()
+	}
+	return SerialErrors{}
+}

@@ -1,0 +1,105 @@
+package line
+
+import (
+	"context"
+	"math/rand/v2"
+	"time"
+
+	"fieldgate/internal/config"
+)
+
+// wire is an open serial port or connection. One goroutine owns it; only wake
+// and stop may be called by others, and not after close.
+type wire interface {
+	// read waits until bytes arrive, until passes or wake is called; n is 0 in
+	// the last two cases, which the caller tells apart by the clock. A zero
+	// until never passes, one that has passed takes what is there. An error
+	// means that the wire is lost.
+	read(p []byte, until time.Time) (n int, err error)
+	// write sends p and returns when its last byte will have left: at once on a
+	// connection, by the baud rate on a serial port, which has only taken p
+	// over when write returns.
+	write(p []byte) (end time.Time, err error)
+	// wake ends a running read, or the next one.
+	wake()
+	// stop is wake for good: no read or write waits any more.
+	stop()
+	close()
+}
+
+// opener opens the wire of a line again and again.
+type opener interface {
+	open(ctx context.Context) (wire, error)
+	// close ends what open left behind; not the wires it returned.
+	close()
+}
+
+func (l *Line) opener() opener {
+	switch l.cfg.Kind {
+	case config.Serial:
+		return portOpener{l}
+	case config.Listen:
+		return &listener{line: l}
+	}
+	return dialer{l}
+}
+
+// portOpener opens a serial port.
+type portOpener struct{ line *Line }
+
+func (o portOpener) open(context.Context) (wire, error) {
+	t, err := openTTY(o.line.cfg, o.line.log)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (o portOpener) close() {}
+
+// backoff is the wait before the wire is opened again.
+type backoff struct{ first, most, cur time.Duration }
+
+// newBackoff returns short waits for a serial port, which costs nothing to look
+// for, and longer ones for a host.
+func newBackoff(k config.BusKind) *backoff {
+	b := &backoff{first: 100 * time.Millisecond, most: 5 * time.Second}
+	if k == config.Serial {
+		b.most = time.Second
+	}
+	b.reset()
+	return b
+}
+
+// reset makes the next wait the shortest again.
+func (b *backoff) reset() { b.cur = b.first }
+
+// next returns a random wait between half and all of what is due, which doubles.
+func (b *backoff) next() time.Duration {
+	d := b.cur
+	b.cur = min(2*b.cur, b.most)
+	return d/2 + rand.N(d/2+1)
+}
+
+// sleep waits for d and reports whether ctx still runs.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// later returns the later of two times.
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
