@@ -41,6 +41,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"run", "run the gateway", cmdRun},
+		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode", cmdModbus},
 		{"version", "print the version", cmdVersion},
 	}
 }
