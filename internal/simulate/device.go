@@ -99,9 +99,6 @@ func (p Point) validate() error {
 	if err := p.Wave.Validate(); err != nil {
 		return err
 	}
-	if int(p.Address)+p.Words() > 1<<16 {
-		return fmt.Errorf("address %d and %d registers pass 65535", p.Address, p.Words())
-	}
 	if _, err := p.encode(p.Value); p.Wave.Shape == Constant && err != nil {
 		return err
 	}
@@ -135,7 +132,8 @@ func (p *Point) number(v float64) point.Value {
 	case point.Float16, point.Float32, point.Float64:
 		return point.Float64Value(v)
 	}
-	if p.Scale.IsZero() || p.Scale.Float64() == math.Trunc(p.Scale.Float64()) {
+	const beyond = 1 << 63 // what an int64 cannot hold; the type will say so, or take it
+	if s := p.Scale.Float64(); s == math.Trunc(s) && math.Abs(v) < beyond {
 		return point.IntValue(int64(math.Round(v)))
 	}
 	return point.Float64Value(v)

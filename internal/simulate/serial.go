@@ -47,7 +47,7 @@ type serialLine struct {
 	log     *slog.Logger
 	pty     pty
 	char    time.Duration // of one character
-	silence time.Duration // owed between frames; 0 for ASCII
+	silence time.Duration // owed between frames; 0 for ASCII and without a baud rate
 	lump    int
 
 	in     []byte    // of an unfinished request
@@ -171,7 +171,7 @@ func (l *serialLine) receive(b []byte, at time.Time) {
 	}
 	if len(l.in) == 0 {
 		talking := len(l.out) > 0 && !l.out[0].begin.After(at)
-		l.broken = l.used && (talking || at.Sub(l.busy) < l.silence)
+		l.broken = l.used && l.silence > 0 && (talking || at.Sub(l.busy) < l.silence)
 		l.inEnd = at
 	}
 	if l.inEnd.Before(at) {
@@ -195,7 +195,7 @@ func (l *serialLine) receive(b []byte, at time.Time) {
 		// The wire time of this frame ends before that of what follows it.
 		l.request(l.in[:n], l.inEnd.Add(-time.Duration(len(l.in)-n)*l.char))
 		l.in = l.in[:copy(l.in, l.in[n:])]
-		l.broken = true // what follows at once has kept no silence
+		l.broken = l.silence > 0 // what follows at once has kept none
 	}
 }
 
