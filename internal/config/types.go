@@ -23,6 +23,10 @@ type Config struct {
 	// Warnings are standing warnings: accepted, but someone should look
 	// (plain text passwords, mqtt:// to a host that is not loopback).
 	Warnings []Fault
+
+	file   string           // the main file
+	places map[string]Fault // where sections, devices and keys of rules stand
+	files  []namedFile
 }
 
 // Site names this gateway.
@@ -190,9 +194,6 @@ type When struct {
 	AtMost    time.Duration // least time between two messages of a point; 0: none
 }
 
-// Secret is a password or key that never prints. The zero value is empty.
-type Secret struct{ value string }
-
 // Uplink is one upstream broker with its queue.
 type Uplink struct {
 	Name           string
@@ -270,13 +271,4 @@ type Status struct {
 type Log struct {
 	Level  slog.Level
 	Format string // auto, text, json, journal
-}
-
-// SecretSource says where a secret comes from. The zero value is no secret. It
-// is read when it is used, so that a rotated file is taken up.
-type SecretSource struct {
-	Plain      Secret
-	File       string
-	Env        string
-	Credential string // systemd
 }

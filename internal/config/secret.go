@@ -1,0 +1,97 @@
+package config
+
+import (
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// hidden is what a Secret shows of itself.
+const hidden = "***"
+
+// Secret is a password or key. However it is printed, it shows as ***; only
+// Reveal gives it away. The zero value is empty.
+type Secret struct{ value string }
+
+// NewSecret hides value.
+func NewSecret(value string) Secret { return Secret{value} }
+
+// Reveal returns the secret itself, for the one call that needs it.
+func (s Secret) Reveal() string { return s.value }
+
+// IsZero reports whether there is no secret.
+func (s Secret) IsZero() bool { return s.value == "" }
+
+// String returns ***.
+func (s Secret) String() string { return hidden }
+
+// GoString returns ***.
+func (s Secret) GoString() string { return hidden }
+
+// Format writes *** for every verb, so that %d and %x do not look inside.
+func (s Secret) Format(f fmt.State, _ rune) { fmt.Fprint(f, hidden) }
+
+// MarshalText returns ***.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(hidden), nil }
+
+// MarshalJSON returns "***".
+func (s Secret) MarshalJSON() ([]byte, error) { return json.Marshal(hidden) }
+
+// LogValue returns ***.
+func (s Secret) LogValue() slog.Value { return slog.StringValue(hidden) }
+
+// SecretSource says where a secret comes from. The zero value is no secret. It
+// is read when it is used, so that a rotated file is taken up.
+type SecretSource struct {
+	Plain      Secret
+	File       string
+	Env        string
+	Credential string // systemd
+}
+
+// IsZero reports whether there is no secret.
+func (s SecretSource) IsZero() bool { return s == SecretSource{} }
+
+// maxSecret is the longest secret file in bytes.
+const maxSecret = 64 << 10
+
+// Read returns the secret, without the line break that a file may end with. An
+// error says what could not be read; it never holds the secret. Without a
+// source it returns the empty secret.
+func (s SecretSource) Read() (Secret, error) {
+	switch {
+	case s.File != "":
+		return readSecret(s.File)
+	case s.Env != "":
+		v, ok := os.LookupEnv(s.Env)
+		if !ok {
+			return Secret{}, fmt.Errorf("secret: the environment has no variable %s", s.Env)
+		}
+		return Secret{v}, nil
+	case s.Credential != "":
+		dir := os.Getenv("CREDENTIALS_DIRECTORY")
+		if dir == "" {
+			return Secret{}, fmt.Errorf("secret: credential %s: no credentials from systemd; add LoadCredential=%s:PATH to the unit", s.Credential, s.Credential)
+		}
+		return readSecret(filepath.Join(dir, s.Credential))
+	}
+	return s.Plain, nil
+}
+
+func readSecret(path string) (Secret, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return Secret{}, fmt.Errorf("secret: %w", err)
+	}
+	if info.Size() > maxSecret {
+		return Secret{}, fmt.Errorf("secret: %s has %d bytes, more than %d", path, info.Size(), maxSecret)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return Secret{}, fmt.Errorf("secret: %w", err)
+	}
+	return Secret{strings.TrimRight(string(text), "\r\n")}, nil
+}
