@@ -98,7 +98,10 @@ const (
 
 // Order is the order of bytes and words in values wider than a register, by
 // the usual letters: A is the most significant byte. For 64 bits the same rule
-// goes over four words.
+// goes over four words: CDAB has the least significant word first. Values of
+// one register are not touched. In strings and bytes, DCBA and BADC exchange
+// the two bytes of each register, and the registers stay in sequence: a device
+// that swaps the words of its floats does not scramble its name.
 type Order uint8
 
 // The four orders.
@@ -150,7 +153,9 @@ const (
 	DT7
 )
 
-// MapEntry is one pair of a value map: this raw number is that text.
+// MapEntry is one pair of a value map: this raw number is that text. A raw
+// number that the map does not name is read as its decimal digits, "7", so that
+// a mapped point is text always; such a number cannot be written (CheckWrite).
 type MapEntry struct {
 	Raw  int64
 	Text string
