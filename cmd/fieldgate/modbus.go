@@ -69,8 +69,8 @@ type peer struct {
 }
 
 func (p *peer) flags(f *flags) {
-	f.UintVar(&p.unit, "unit", 1, "unit id of the device, `0-255`")
-	f.DurationVar(&p.timeout, "timeout", 0, "how long to wait for an answer, such as `300ms` (default 1s, or what the URL says)")
+	f.UintVar(&p.unit, "unit", 1, "`ID` of the unit, 0-255")
+	f.DurationVar(&p.timeout, "timeout", 0, "`TIME` to wait for an answer, such as 300ms (default 1s, or what the URL says)")
 	f.BoolVar(&p.trace, "trace", false, "show the bytes on the wire, on standard error")
 }
 
@@ -156,7 +156,7 @@ func (l *layout) flags(f *flags) {
 	f.StringVar(&l.scale, "scale", "", "value = raw × `SCALE` + offset")
 	f.StringVar(&l.offset, "offset", "", "value = raw × scale + `OFFSET`")
 	f.StringVar(&l.decimals, "decimals", "", "round to `N` places")
-	f.StringVar(&l.bit, "bit", "", "one bit, `0-15`, of each register")
+	f.StringVar(&l.bit, "bit", "", "one bit `N` (0-15) of each register")
 	f.BoolVar(&l.low, "low", false, "int8 and uint8: the low byte of the register, not the high one")
 	f.UintVar(&l.base, "base", 0, "the number of the first register in \"holding `N`\": 0 or 1")
 }

@@ -70,9 +70,9 @@ exception included, is there, and is then asked who it is (functions 43/14 and
 An id that nobody has costs one --timeout. On a serial line a wrong baud rate or
 parity looks like an empty bus.`)
 	p := peer{unit: 1}
-	f.DurationVar(&p.timeout, "timeout", 300*time.Millisecond, "how long to wait for an answer")
+	f.DurationVar(&p.timeout, "timeout", 300*time.Millisecond, "`TIME` to wait for an answer")
 	f.BoolVar(&p.trace, "trace", false, "show the bytes on the wire, on standard error")
-	pause := f.Duration("pause", 20*time.Millisecond, "rest between two requests")
+	pause := f.Duration("pause", 20*time.Millisecond, "`TIME` between two requests")
 	probe := f.String("probe", "holding 0", "the `ADDRESS` that is read")
 	asJSON := f.Bool("json", false, "print a JSON object a unit")
 	rest, err := f.parse(a, args)
@@ -240,7 +240,7 @@ asked for in whole values.`)
 	var l layout
 	p.flags(f)
 	l.flags(f)
-	pause := f.Duration("pause", 20*time.Millisecond, "rest between two requests")
+	pause := f.Duration("pause", 20*time.Millisecond, "`TIME` between two requests")
 	asJSON := f.Bool("json", false, "print a JSON object a value")
 	onlyYAML := f.Bool("yaml", false, "print the configuration only")
 	rest, err := f.parse(a, args)
