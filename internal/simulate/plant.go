@@ -72,7 +72,8 @@ func (b *Bus) Stats() BusStats {
 }
 
 // Addr returns what a gateway opens, once the plant listens: HOST:PORT, or the
-// path of the link, or of the pseudo-terminal where there is none.
+// path of the link, or of the pseudo-terminal where there is none; "" while a
+// serial port is gone.
 func (b *Bus) Addr() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -152,6 +153,22 @@ func (b *Bus) plugLocked() (pty, error) {
 	return p, nil
 }
 
+// unplug takes a pseudo-terminal away. The link goes first: the number of a
+// closed one is soon somebody else's.
+func (b *Bus) unplug(p pty) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.addr = ""
+	defer p.close()
+	if b.Address == "" {
+		return nil
+	}
+	if err := unlink(p.path, b.Address); err != nil {
+		return fmt.Errorf("simulate: bus %s: %w", b.Name, err)
+	}
+	return nil
+}
+
 // shut closes what open opened and run has not taken over.
 func (b *Bus) shut() {
 	if b.listener != nil {
@@ -160,11 +177,8 @@ func (b *Bus) shut() {
 	if b.packets != nil {
 		b.packets.Close()
 	}
-	if b.Kind == config.Serial && b.pty.path != "" {
-		if b.Address != "" {
-			_ = unlink(b.pty.path, b.Address)
-		}
-		b.pty.close()
+	if b.pty.path != "" {
+		_ = b.unplug(b.pty) // there is an error to report already
 	}
 }
 
@@ -176,7 +190,7 @@ func (b *Bus) run(ctx context.Context, log *slog.Logger) error {
 	case config.UDP:
 		return b.serveUDP(ctx, b.packets)
 	}
-	l := &serialLine{bus: b, log: log, pty: b.pty, lump: b.Lump}
+	l := &serialLine{bus: b, log: log, pty: b.pty, plugged: true, lump: b.Lump}
 	if l.lump == 0 {
 		l.lump = fifo
 	}
@@ -186,11 +200,7 @@ func (b *Bus) run(ctx context.Context, log *slog.Logger) error {
 			l.silence = modbus.Silence(l.char)
 		}
 	}
-	err := l.run(ctx)
-	if b.Address != "" {
-		err = errors.Join(err, unlink(l.pty.path, b.Address))
-	}
-	return err
+	return l.run(ctx)
 }
 
 // Plant is buses with devices. Make one with its fields, by Load or by Demo.
@@ -279,13 +289,20 @@ func (p *Plant) Bus(name string) *Bus {
 	return nil
 }
 
+// Devices returns the devices of all buses.
+func (p *Plant) Devices() Devices {
+	var all Devices
+	for _, b := range p.Buses {
+		all = append(all, b.Devices...)
+	}
+	return all
+}
+
 // Device returns the device of a name, or nil.
 func (p *Plant) Device(name string) *Device {
-	for _, b := range p.Buses {
-		for _, d := range b.Devices {
-			if d.Name() == name {
-				return d
-			}
+	for _, d := range p.Devices() {
+		if d.Name() == name {
+			return d
 		}
 	}
 	return nil

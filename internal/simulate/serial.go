@@ -46,6 +46,7 @@ type serialLine struct {
 	bus     *Bus
 	log     *slog.Logger
 	pty     pty
+	plugged bool          // pty is open
 	char    time.Duration // of one character
 	silence time.Duration // owed between frames; 0 for ASCII and without a baud rate
 	lump    int
@@ -62,8 +63,13 @@ type serialLine struct {
 	buf    [4096]byte
 }
 
-// run plays the line until ctx ends.
-func (l *serialLine) run(ctx context.Context) error {
+// run plays the line until ctx ends, and takes the port away then.
+func (l *serialLine) run(ctx context.Context) (err error) {
+	defer func() {
+		if l.plugged {
+			err = errors.Join(err, l.bus.unplug(l.pty))
+		}
+	}()
 	// The thread is this goroutine's for good: it sleeps in the kernel, and its
 	// timer slack is no other goroutine's business. It ends with the goroutine.
 	runtime.LockOSThread()
@@ -84,7 +90,6 @@ func (l *serialLine) run(ctx context.Context) error {
 			<-woken // it must not write to a number that is somebody else's by then
 		}
 		unix.Close(wake)
-		l.pty.close()
 	}()
 	for ctx.Err() == nil {
 		if err := l.step(wake); err != nil {
@@ -284,7 +289,10 @@ func (l *serialLine) schedule(r reply, end time.Time) {
 // same link.
 func (l *serialLine) replug(ctx context.Context) error {
 	l.log.Info("serial port vanishes", "path", l.pty.path, "for", l.back)
-	l.pty.close()
+	l.plugged = false
+	if err := l.bus.unplug(l.pty); err != nil {
+		return err
+	}
 	l.in, l.out, l.drop = l.in[:0], nil, time.Time{}
 	if sleep(ctx, l.back) != nil {
 		return nil
@@ -293,7 +301,7 @@ func (l *serialLine) replug(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	l.pty, l.used = fresh, false
+	l.pty, l.plugged, l.used = fresh, true, false
 	l.log.Info("serial port is back", "path", l.pty.path)
 	return nil
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
 )
@@ -258,8 +260,11 @@ func TestSerialFaults(t *testing.T) {
 						t.Fatalf("%d bytes, %v; want a port that is gone", n, err)
 					}
 					port.Close()
+					if _, err := os.Lstat(b.Address); !errors.Is(err, os.ErrNotExist) {
+						t.Errorf("the link is there without a port: %v", err)
+					}
 					for {
-						f, err := os.OpenFile(b.Addr(), os.O_RDWR, 0)
+						f, err := os.OpenFile(b.Address, os.O_RDWR|unix.O_NOCTTY, 0)
 						if err == nil {
 							port = f
 							break
