@@ -10,7 +10,7 @@ import (
 type Feed struct {
 	pipeline *Pipeline
 	name     string
-	ch       chan Batch // sent to only under the pipeline's lock
+	ch       chan *Batch // sent to only under the pipeline's lock
 	batches  atomic.Uint64
 	samples  atomic.Uint64
 }
@@ -20,7 +20,7 @@ func (f *Feed) Name() string { return f.name }
 
 // C returns the channel to read from. It is closed by Close, after the batches
 // that were emitted before.
-func (f *Feed) C() <-chan Batch { return f.ch }
+func (f *Feed) C() <-chan *Batch { return f.ch }
 
 // Dropped returns how many batches, and how many samples in them, were lost
 // because the reader was too slow.
@@ -41,7 +41,7 @@ func (f *Feed) Close() {
 
 // put hands b to the reader. The lock makes its caller the only sender, so once
 // the oldest batch is out there is room.
-func (f *Feed) put(b Batch) {
+func (f *Feed) put(b *Batch) {
 	select {
 	case f.ch <- b:
 		return
@@ -51,6 +51,7 @@ func (f *Feed) put(b Batch) {
 	case old := <-f.ch:
 		f.batches.Add(1)
 		f.samples.Add(uint64(len(old.Samples)))
+		old.Done()
 	default: // the reader has just made room
 	}
 	f.ch <- b

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fieldgate/internal/point"
@@ -31,23 +32,42 @@ type Stage interface {
 // reader may keep what it knows of a point in a slice rather than in a map.
 type Slot uint32
 
-// Batch is what was emitted together. Every feed is given the same memory:
-// nobody may change it, everybody may keep it.
+// Batch is what was emitted together. Every feed is given the same one: nobody
+// may change it.
 type Batch struct {
 	Samples []point.Sample
 	Slots   []Slot // of each sample
+
+	readers atomic.Int32 // that have not called Done
+	pool    *sync.Pool
+}
+
+// Done says that the reader of one feed has finished with the batch and keeps
+// nothing of Samples and Slots, so that their memory can be used again: the next
+// batch then lies where the caches are warm, and there is no garbage. A reader
+// that wants to keep a batch just does not call it. It is called once at most
+// by each reader.
+func (b *Batch) Done() {
+	switch n := b.readers.Add(-1); {
+	case n < 0:
+		panic("pipeline: batch done more often than it has readers")
+	case n == 0:
+		clear(b.Samples) // what is used too late is nothing, rather than another's
+		b.pool.Put(b)
+	}
 }
 
 // Pipeline takes batches and fans them out. Make one with New. All methods are
 // safe for use by several goroutines.
 type Pipeline struct {
 	stages []Stage
+	pool   sync.Pool // of *Batch
 
 	// mu is held for the time of a few memory accesses a sample and of the
 	// stages; never while anything waits.
 	mu     sync.RWMutex
 	slots  map[point.ID]Slot
-	last   []*point.Sample // by slot; each points into the batch it came with
+	last   []point.Sample // by slot
 	shapes map[point.ID][]shape
 	feeds  []*Feed
 }
@@ -76,8 +96,9 @@ func New(stages ...Stage) *Pipeline {
 // reading. It copies the samples and never waits for a reader. The caller may
 // use batch again at once.
 func (p *Pipeline) Emit(batch []point.Sample) {
+	b := p.take()
 	if len(p.stages) == 0 {
-		batch = slices.Clone(batch) // outside the lock
+		b.Samples = append(b.Samples[:0], batch...) // outside the lock
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,18 +107,28 @@ func (p *Pipeline) Emit(batch []point.Sample) {
 		for _, s := range p.stages {
 			batch = s.Apply(now, batch)
 		}
-		batch = slices.Clone(batch)
+		b.Samples = append(b.Samples[:0], batch...)
 	}
-	if len(batch) == 0 {
-		return
+	b.readers.Store(1) // ourselves
+	if len(b.Samples) > 0 {
+		b.Slots = p.slotsOf(b.Samples)
+		for i, s := range b.Slots {
+			p.last[s] = b.Samples[i]
+		}
+		b.readers.Add(int32(len(p.feeds)))
+		for _, f := range p.feeds {
+			f.put(b)
+		}
 	}
-	slots := p.slotsOf(batch)
-	for i, s := range slots {
-		p.last[s] = &batch[i]
+	b.Done()
+}
+
+// take returns a batch to fill.
+func (p *Pipeline) take() *Batch {
+	if b, ok := p.pool.Get().(*Batch); ok {
+		return b
 	}
-	for _, f := range p.feeds {
-		f.put(Batch{batch, slots})
-	}
+	return &Batch{pool: &p.pool}
 }
 
 // slotsOf returns the slots of the batch's points and gives one to each point
@@ -117,7 +148,7 @@ func (p *Pipeline) slotsOf(batch []point.Sample) []Slot {
 		if !ok {
 			slot = Slot(len(p.last))
 			p.slots[id] = slot
-			p.last = append(p.last, nil)
+			p.last = append(p.last, point.Sample{})
 		}
 		s.ids[i], s.slots[i] = id, slot
 	}
@@ -150,22 +181,29 @@ func (p *Pipeline) Last(id point.ID) (s point.Sample, ok bool) {
 	if !ok {
 		return point.Sample{}, false
 	}
-	return *p.last[slot], true
+	return p.last[slot], true
 }
 
 // Match goes through the newest samples of all points that fit the pattern
-// (see point.ParseGlob), as they were at one instant, in the order in which the
-// points were first seen. The loop's body may take its time.
+// (see point.ParseGlob), in the order in which the points were first seen. The
+// loop's body may take its time; what comes later may be newer.
 func (p *Pipeline) Match(pattern string) iter.Seq[point.Sample] {
 	return func(yield func(point.Sample) bool) {
 		glob := point.ParseGlob(pattern)
-		p.mu.RLock()
-		last := slices.Clone(p.last)
-		p.mu.RUnlock()
-		for _, s := range last {
-			if glob.Match(s.ID) && !yield(*s) {
+		var part [64]point.Sample // so no bus waits for more than that
+		for from := 0; ; {
+			p.mu.RLock()
+			n := copy(part[:], p.last[from:])
+			p.mu.RUnlock()
+			if n == 0 {
 				return
 			}
+			for i := range part[:n] {
+				if glob.Match(part[i].ID) && !yield(part[i]) {
+					return
+				}
+			}
+			from += n
 		}
 	}
 }
@@ -182,7 +220,7 @@ func (p *Pipeline) Len() int {
 // oldest batch goes and Dropped counts it. name is for logs and figures. Close
 // the feed when done.
 func (p *Pipeline) Subscribe(name string, depth int) *Feed {
-	f := &Feed{pipeline: p, name: name, ch: make(chan Batch, max(depth, 1))}
+	f := &Feed{pipeline: p, name: name, ch: make(chan *Batch, max(depth, 1))}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.feeds = append(p.feeds, f)

@@ -20,8 +20,8 @@ func sample(id string, n int64) point.Sample {
 }
 
 // drain returns what waits in the feed now.
-func drain(f *Feed) []Batch {
-	var all []Batch
+func drain(f *Feed) []*Batch {
+	var all []*Batch
 	for {
 		select {
 		case b, ok := <-f.C():
@@ -109,7 +109,7 @@ func TestCloseKeepsWhatWasEmitted(t *testing.T) {
 	f.Close()
 	f.Close()
 	p.Emit([]point.Sample{sample("d.x", 2)})
-	var got []Batch
+	var got []*Batch
 	for b := range f.C() {
 		got = append(got, b)
 	}
@@ -203,6 +203,50 @@ func TestSlotsBelongToPoints(t *testing.T) {
 	}
 }
 
+// A batch is one reader's until that reader is done with it, whatever the others
+// and the emitters do.
+func TestBatchStaysUntilDone(t *testing.T) {
+	p := New()
+	a, b, full := p.Subscribe("a", 100), p.Subscribe("b", 100), p.Subscribe("full", 1)
+	for i := range 50 {
+		p.Emit([]point.Sample{sample("d.x", int64(i)), sample("d.y", int64(i))})
+	}
+	for range 50 {
+		(<-a.C()).Done()
+	}
+	for i := 50; i < 100; i++ {
+		p.Emit([]point.Sample{sample("d.z", int64(i))})
+	}
+	for i := range 50 {
+		got := <-b.C()
+		want := []point.Sample{sample("d.x", int64(i)), sample("d.y", int64(i))}
+		if !slices.Equal(got.Samples, want) || !slices.Equal(got.Slots, []Slot{0, 1}) {
+			t.Fatalf("batch %d is %v %v, want %v", i, got.Samples, got.Slots, want)
+		}
+		got.Done()
+	}
+	if got := <-full.C(); got.Samples[0] != sample("d.z", 99) {
+		t.Errorf("the feed that dropped has %v, want the newest", got.Samples)
+	}
+}
+
+func TestDoneTooOften(t *testing.T) {
+	p := New()
+	f := p.Subscribe("a", 1)
+	p.Emit([]point.Sample{sample("d.x", 1)})
+	b := <-f.C()
+	b.Done()
+	if len(b.Samples) != 1 || b.Samples[0] != (point.Sample{}) {
+		t.Errorf("after Done there is still %v", b.Samples)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("a second Done goes unnoticed")
+		}
+	}()
+	b.Done()
+}
+
 // double is a stage that makes a point from each point.
 type double struct{ nows []time.Time }
 
@@ -264,6 +308,9 @@ func TestManyEmittersAndReaders(t *testing.T) {
 			for b := range f.C() {
 				got[i]++
 				s := b.Samples[0]
+				if i == 0 || got[i]%3 == 0 {
+					b.Done()
+				}
 				n, _ := s.Value.Int64()
 				if last, ok := newest[s.ID]; ok && n <= last {
 					t.Errorf("feed %s: %s went from %d back to %d", f.Name(), s.ID, last, n)
@@ -318,7 +365,7 @@ func BenchmarkEmit(b *testing.B) {
 	i := 0
 	for b.Loop() {
 		p.Emit(batches[i%devices])
-		<-f.C()
+		(<-f.C()).Done()
 		i++
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/points, "ns/point")

@@ -524,7 +524,7 @@ func TestTicksAreAligned(t *testing.T) {
 func TestTickWhenTheClockIsSet(t *testing.T) {
 	p := New(site, []config.Rule{{Points: []string{"*"}, Topic: "t", Payload: config.Raw, Every: time.Hour}}, []config.Device{device(time.Second, "x")}, nil, slog.New(slog.DiscardHandler))
 	r := p.rules[0]
-	p.units[0].read = &point.Sample{ID: "d.x", Value: point.IntValue(1)}
+	p.units[0].read, p.units[0].known = reading{value: point.IntValue(1)}, true
 	midnight := time.Date(2025, 11, 5, 0, 0, 0, 0, time.UTC)
 	r.tick = midnight.Add(time.Hour)
 	for _, c := range []struct {

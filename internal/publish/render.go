@@ -204,7 +204,8 @@ func (t *Topic) Render(seq uint64, samples ...point.Sample) (msg mqtt.Message, o
 		}
 		for j := range t.members {
 			if t.members[j].id == s.ID {
-				picks = append(picks, pick{&t.members[j], s})
+				r := readingOf(s)
+				picks = append(picks, pick{&t.members[j], &r})
 			}
 		}
 	}
@@ -213,40 +214,31 @@ func (t *Topic) Render(seq uint64, samples ...point.Sample) (msg mqtt.Message, o
 	}
 	var c clock
 	return mqtt.Message{
-		Topic:   t.name(picks[0].sample),
+		Topic:   t.name(picks[0].reading),
 		Payload: t.form.append(nil, &c, seq, picks),
 		QoS:     t.form.rule.QoS,
 		Retain:  t.form.rule.Retain,
 	}, true
 }
 
-// name returns the topic of a message that says s.
-func (t *Topic) name(s *point.Sample) string {
+// name returns the topic of a message that says r.
+func (t *Topic) name(r *reading) string {
 	if !t.form.dynamic {
 		return t.Name
 	}
-	return nameWithValue(t.Name, said(s))
+	return nameWithValue(t.Name, r.value)
 }
 
-// said returns the value to publish of a sample: none of a Bad one, whatever
-// its source left in it.
-func said(s *point.Sample) point.Value {
-	if s.Quality == point.Bad {
-		return point.Value{}
-	}
-	return s.Value
-}
-
-// pick is a sample chosen for a message.
+// pick is a reading chosen for a message.
 type pick struct {
-	member *member
-	sample *point.Sample
+	member  *member
+	reading *reading
 }
 
 // append appends the payload that says picks, of which there is at least one.
 func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
-	m, s := picks[0].member, picks[0].sample
-	v := said(s)
+	m, r := picks[0].member, picks[0].reading
+	v := r.value
 	switch f.rule.Payload {
 	case config.Batch:
 		return f.appendBatch(dst, c, seq, picks)
@@ -266,16 +258,16 @@ func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
 			dst = append(v.AppendText(append(dst, '"')), '"')
 		}
 		dst = append(dst, `,"OneBased":true,"HasError":`...)
-		dst = strconv.AppendBool(dst, s.Quality == point.Bad)
+		dst = strconv.AppendBool(dst, r.quality == point.Bad)
 		return append(dst, '}')
 	}
 	dst = v.AppendJSON(append(dst, `{"value":`...))
-	dst = c.append(append(dst, `,"timestamp":"`...), s.Time)
+	dst = c.append(append(dst, `,"timestamp":"`...), r.time)
 	dst = append(dst, '"')
 	dst = append(dst, m.head...)
-	if f.quality || s.Quality == point.Bad {
+	if f.quality || r.quality == point.Bad {
 		dst = append(dst, `,"quality":"`...)
-		dst = append(dst, s.Quality.String()...)
+		dst = append(dst, r.quality.String()...)
 		dst = append(dst, '"')
 	}
 	if f.seq {
@@ -286,20 +278,20 @@ func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
 
 // appendBatch appends one object with all picks. Its time is that of the newest.
 func (f *form) appendBatch(dst []byte, c *clock, seq uint64, picks []pick) []byte {
-	newest := picks[0].sample.Time
+	newest := picks[0].reading.time
 	doubtful := false
 	for i := range picks {
-		s := picks[i].sample
-		if s.Time.After(newest) {
-			newest = s.Time
+		r := picks[i].reading
+		if r.time.After(newest) {
+			newest = r.time
 		}
-		doubtful = doubtful || s.Quality == point.Bad || f.quality && s.Quality != point.Good
+		doubtful = doubtful || r.quality == point.Bad || f.quality && r.quality != point.Good
 	}
 	dst = c.append(append(dst, `{"timestamp":"`...), newest)
 	dst = append(dst, '"')
 	for i := range picks {
 		dst = append(dst, picks[i].member.head...)
-		dst = said(picks[i].sample).AppendJSON(dst)
+		dst = picks[i].reading.value.AppendJSON(dst)
 	}
 	if doubtful {
 		dst = f.appendDoubts(dst, picks)
@@ -316,7 +308,7 @@ func (f *form) appendDoubts(dst []byte, picks []pick) []byte {
 	dst = append(dst, `,"quality":{`...)
 	first := true
 	for i := range picks {
-		q := picks[i].sample.Quality
+		q := picks[i].reading.quality
 		if q == point.Good || q == point.Uncertain && !f.quality {
 			continue
 		}

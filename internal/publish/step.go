@@ -61,9 +61,27 @@ type unit struct {
 	back    bool          // there was silence since the last message
 	fresh   bool          // a batch: is in stream.fresh, with a reading that may be published
 
-	read  *point.Sample // newest that may be published; nil: none yet
+	known bool // there is something in read
+
+	read  reading       // newest that may be published
 	last  moment        // when the last message was sent
 	early time.Duration // how much too early a reading may come for a heartbeat
+}
+
+// reading is what is to be said of a sample.
+type reading struct {
+	value   point.Value
+	quality point.Quality
+	time    time.Time
+}
+
+// readingOf returns what is to be said of s: of a Bad one no value, whatever its
+// source left in it.
+func readingOf(s *point.Sample) reading {
+	if s.Quality == point.Bad {
+		return reading{quality: point.Bad, time: s.Time}
+	}
+	return reading{s.Value, s.Quality, s.Time}
 }
 
 // newRule returns the rule without sinks and streams.
@@ -101,7 +119,7 @@ func nextTick(now time.Time, every time.Duration) time.Time {
 }
 
 // take looks at one batch of the feed.
-func (p *Publisher) take(now moment, b pipeline.Batch) {
+func (p *Publisher) take(now moment, b *pipeline.Batch) {
 	p.samples.Add(uint64(len(b.Samples)))
 	for i, n := range b.Slots {
 		if int(n) >= len(p.slots) || !p.slots[n].seen {
@@ -113,6 +131,7 @@ func (p *Publisher) take(now moment, b pipeline.Batch) {
 			p.look(now, &units[j], &b.Samples[i])
 		}
 	}
+	b.Done()
 	p.settle(now)
 }
 
@@ -136,7 +155,7 @@ func (p *Publisher) look(now moment, u *unit, s *point.Sample) {
 		u.silent = true
 		return
 	}
-	u.read = s
+	u.read, u.known = readingOf(s), true
 	if u.silent {
 		u.silent, u.back = false, true
 	}
@@ -156,13 +175,13 @@ func (p *Publisher) look(now moment, u *unit, s *point.Sample) {
 // says, whenever that was published last.
 func (u *unit) differs() bool {
 	r := u.rule
-	if !u.sent || u.back || r.when.Each || u.read.Quality != u.quality {
+	if !u.sent || u.back || r.when.Each || u.read.quality != u.quality {
 		return true
 	}
 	if r.change {
-		return said(u.read) != u.said
+		return u.read.value != u.said
 	}
-	return r.band.exceeded(said(u.read), u.said)
+	return r.band.exceeded(u.read.value, u.said)
 }
 
 // touch notes the newest reading of a point of a batch until settle.
@@ -229,15 +248,15 @@ func (p *Publisher) send(now moment, st *stream) {
 	}
 	p.picks = p.picks[:0]
 	for _, u := range units {
-		p.picks = append(p.picks, pick{u.member, u.read})
+		p.picks = append(p.picks, pick{u.member, &u.read})
 	}
 	st.seq++
 	from := len(p.buf)
 	p.buf = st.rule.append(p.buf, &p.clock, st.seq, p.picks)
-	p.out = append(p.out, outgoing{st, st.topic.name(p.picks[0].sample), from, len(p.buf)})
+	p.out = append(p.out, outgoing{st, st.topic.name(p.picks[0].reading), from, len(p.buf)})
 
 	for _, u := range units {
-		u.said, u.quality, u.last = said(u.read), u.read.Quality, now
+		u.said, u.quality, u.last = u.read.value, u.read.quality, now
 		u.sent, u.back, u.fresh = true, false, false
 	}
 	st.fresh = st.fresh[:0]
@@ -385,7 +404,7 @@ func (p *Publisher) checkTick(now time.Time, m moment, r *rule) {
 	}
 	for _, st := range r.streams {
 		for _, u := range st.units {
-			if u.read == nil || u.silent {
+			if !u.known || u.silent {
 				continue
 			}
 			if r.batch() {
