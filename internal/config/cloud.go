@@ -2,6 +2,7 @@ package config
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -327,8 +328,8 @@ func parseBrokerURL(s string, listen bool) (*url.URL, error) {
 	if u.Port() == "" && !strings.HasSuffix(u.Host, ":") {
 		u.Host += ":" + is.port
 	}
-	if err := checkHostPort(u.Host, is.port, listen); err != nil {
-		return nil, err
+	if wrong, _ := checkHostPort(u.Host, is.port, listen); wrong != "" {
+		return nil, errors.New(wrong)
 	}
 	switch {
 	case !is.socket:

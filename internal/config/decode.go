@@ -296,9 +296,9 @@ func (o *object[T]) fill(d *decoder, n *node, t *T) bool {
 		i := o.find(k.Text, next)
 		if i < 0 {
 			strange = true
-			if next > 0 && o.fields[next-1].hidden && v.IsNull() {
+			if next > 0 && o.fields[next-1].hidden && k.Style() == yamltree.Plain && v.IsNull() {
 				// {password: a,b}: the key is a part of the password.
-				d.faultf(k, "the %s before it has a comma in it; put it in quotes", o.fields[next-1].name)
+				d.shapef(k, "the %s before it has a comma in it; put it in quotes", o.fields[next-1].name)
 				continue
 			}
 			d.in(k.Text)

@@ -329,16 +329,20 @@ func serialPath() value[string] {
 
 // hostPort is HOST:PORT. With listen the host may be missing and the port 0.
 func hostPort(standard string, listen bool) value[string] {
-	return value[string]{pattern(`:[0-9]{1,5}$`), func(d *decoder, n *node) (string, bool) {
+	host := `(\[[^\[\]]+\]|[^\[\] :/@?#%]+)`
+	if listen {
+		host += "?"
+	}
+	return value[string]{pattern("^" + host + ":[0-9]{1,5}$"), func(d *decoder, n *node) (string, bool) {
 		s, ok := d.text(n, "HOST:PORT")
 		if !ok {
 			return "", false
 		}
-		if err := checkHostPort(s, standard, listen); err != nil {
-			if _, p, split := net.SplitHostPort(s); split == nil && len(p) > 0 && len(p) < 6 && strings.Trim(p, "0123456789") == "" {
-				d.faultf(n, "%v", err)
+		if wrong, form := checkHostPort(s, standard, listen); wrong != "" {
+			if form {
+				d.shapef(n, "%s", wrong)
 			} else {
-				d.shapef(n, "%v", err)
+				d.faultf(n, "%s", wrong)
 			}
 			return "", false
 		}
@@ -346,39 +350,50 @@ func hostPort(standard string, listen bool) value[string] {
 	}}
 }
 
-// checkHostPort returns what is wrong with HOST:PORT, or nil.
-func checkHostPort(s, standard string, listen bool) error {
+// checkHostPort returns what is wrong with HOST:PORT, "" for nothing, and
+// whether it is the form that is wrong.
+func checkHostPort(s, standard string, listen bool) (wrong string, form bool) {
 	example := "10.0.0.10:" + standard
 	if listen {
 		example = "0.0.0.0:" + standard
 	}
 	if scheme, rest, ok := strings.Cut(s, "://"); ok {
-		return fmt.Errorf("%s has a scheme (%s://); write only %s", quote(s), scheme, rest)
+		return fmt.Sprintf("%s has a scheme (%s://); write only %s", quote(s), scheme, rest), true
 	}
-	host, port, err := net.SplitHostPort(s)
-	if err != nil {
-		switch {
-		case strings.Count(s, ":") > 1 && net.ParseIP(s) != nil:
-			return fmt.Errorf("%s has no port; write \"[%s]:%s\"", quote(s), s, standard)
-		case !strings.Contains(s, ":"):
-			return fmt.Errorf("%s has no port; write %s:%s", quote(s), s, standard)
+	host, port := s, ""
+	colon := strings.LastIndexByte(s, ':')
+	switch {
+	case net.ParseIP(s) != nil && colon >= 0:
+		return fmt.Sprintf("%s has no port; write \"[%s]:%s\"", quote(s), s, standard), true
+	case colon < 0:
+		return fmt.Sprintf("%s has no port; write %s:%s", quote(s), s, standard), true
+	}
+	host, port = s[:colon], s[colon+1:]
+	digits, rest := span(port)
+	if digits == 0 || digits > 5 || rest != "" {
+		return fmt.Sprintf("%s is not a port in %s; write it like %s", quote(port), quote(s), example), true
+	}
+	inner, bracket := strings.CutPrefix(host, "[")
+	switch {
+	case bracket:
+		inner, bracket = strings.CutSuffix(inner, "]")
+		if !bracket || inner == "" || strings.ContainsAny(inner, "[]") {
+			return fmt.Sprintf("%s is not HOST:PORT; write it like \"[fe80::1]:%s\"", quote(s), standard), true
 		}
-		return fmt.Errorf("%s is not HOST:PORT; write it like %s", quote(s), example)
+		address, _, _ := strings.Cut(inner, "%") // fe80::1%eth0
+		if net.ParseIP(address) == nil {
+			return fmt.Sprintf("%s is not an IPv6 address; write it like \"[fe80::1]:%s\"", quote(inner), standard), false
+		}
+	case host == "" && listen:
+	case host == "":
+		return fmt.Sprintf("%s names no host; write it like %s", quote(s), example), true
+	case strings.ContainsAny(host, "[] :/@?#%"):
+		return fmt.Sprintf("%s is not the name or address of a host; write it like %s", quote(host), example), true
 	}
-	n, err := strconv.ParseUint(port, 10, 64)
-	if err != nil || len(port) > 5 {
-		return fmt.Errorf("%s is not a port in %s; write it like %s", quote(port), quote(s), example)
+	if n, err := strconv.Atoi(port); err != nil || n > 65535 || n == 0 && !listen {
+		return fmt.Sprintf("port %s is outside 1 to 65535", port), false
 	}
-	if n > 65535 || n == 0 && !listen {
-		return fmt.Errorf("port %s is outside 1 to 65535", port)
-	}
-	if host == "" && !listen {
-		return fmt.Errorf("%s names no host; write it like %s", quote(s), example)
-	}
-	if strings.ContainsAny(host, " /@?#%[]") && !strings.Contains(host, ":") {
-		return fmt.Errorf("%s is not the name or address of a host; write it like %s", quote(host), example)
-	}
-	return nil
+	return "", false
 }
 
 // bitField is one of a register's fields, with its name.

@@ -194,7 +194,7 @@ func TestFaults(t *testing.T) {
 		{"one port twice", "buses: { a: { serial: /dev/a }, b: { serial: /dev//a } }", "/dev//a is the port of bus a too (f:1:10)"},
 		{"listen twice", `buses: { a: { listen: "0.0.0.0:5020" }, b: { listen: "127.0.0.1:5020" } }`, "bus a listens on port 5020 too"},
 		{"unknown bus", tcpBus + "devices: { d: { bus: bb, points: {} } }", `devices.d.bus: there is no bus "bb"; did you mean b?`},
-		{"no bus", tcpBus + "devices: { d: { points: {} } }", "bus is missing; write bus: NAME (virtual devices"},
+		{"no bus", tcpBus + "devices: { d: { points: {} } }", "bus is missing; add it: The bus that it is on. Virtual devices, which have none, are not in this version yet."},
 		{"no points", tcpBus + "devices: { d: { bus: b } }", "points is missing; add it"},
 		{"unit twice", tcpBus + "devices: { d: { bus: b, points: {} }, e: { bus: b, unit: 1, points: {} } }", "devices.e.unit: unit id 1 is that of device d on bus b already"},
 		{"unit in a range", tcpBus + `devices: { "d{unit}": { bus: b, unit: 1-4, points: {} }, e: { bus: b, unit: 3, points: {} } }`, "unit id 3 is that of device d3 on bus b already"},

@@ -340,22 +340,17 @@ func (r *resolver) busOf(v *named[rawDevice]) *Bus {
 			return &r.cfg.Buses[i]
 		}
 	}
-	_, at := v.at.Get("bus")
-	switch {
-	case at == nil:
-		if r.partial {
-			break
-		}
-		r.shapef(v.at, "bus is missing; write bus: NAME (virtual devices, which have none, are not in this version yet)")
-	case v.is.bus != "":
-		known := make([]string, len(r.cfg.Buses))
-		for i := range r.cfg.Buses {
-			known[i] = r.cfg.Buses[i].Name
-		}
-		r.in("bus")
-		r.missingf(at, "there is no bus %s; %s", quote(v.is.bus), suggest(v.is.bus, known))
-		r.out()
+	if v.is.bus == "" {
+		return nil // reported
 	}
+	known := make([]string, len(r.cfg.Buses))
+	for i := range r.cfg.Buses {
+		known[i] = r.cfg.Buses[i].Name
+	}
+	_, at := v.at.Get("bus")
+	r.in("bus")
+	r.missingf(at, "there is no bus %s; %s", quote(v.is.bus), suggest(v.is.bus, known))
+	r.out()
 	return nil
 }
 

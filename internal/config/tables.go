@@ -249,7 +249,7 @@ func newDevice(t *tables) value[rawDevice] {
 		func(_ *decoder, n *node) (*node, bool) { return n, true },
 	}
 	return newObject("a device", "One unit id on a bus, or several of the same kind.", rawDevice{timeout: unsetDuration, retries: -1, gap: GapAuto},
-		key("bus", func(v *rawDevice) *string { return &v.bus }, text("the name of a bus"), "The bus that it is on.").aka("line", "port", "connection"),
+		key("bus", func(v *rawDevice) *string { return &v.bus }, text("the name of a bus"), "The bus that it is on. Virtual devices, which have none, are not in this version yet.").must().aka("line", "port", "connection"),
 		key("unit", func(v *rawDevice) *[]unitRange { return &v.unit }, orNone(unitIDs()), `Unit id; or several, 1-4 or "1,3,8-9", with {unit} in the device's name: then one device each.`).def("1").aka("slave", "slave_id", "unit_id", "id", "address", "slaveid", "station"),
 		key("points", func(v *rawDevice) **node { return &v.points }, points, "The device's values, by name.").must().aka("registers", "tags", "values", "signals"),
 		key("every", func(v *rawDevice) *every { return &v.every }, deviceEvery(), "Poll interval; 0s = as fast as the bus allows; a map {group: interval} for points with a group, 1s for the others; once, never.").def("1s").aka("interval", "poll", "poll_interval", "period", "scan", "rate"),
