@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -39,6 +40,7 @@ type Bus struct {
 	Excess     Excess // what happens to more
 	MaxClients int    // more connections are closed at once; 0: no limit
 
+	log      *slog.Logger // set by Run
 	mu       sync.Mutex
 	addr     string // what a gateway opens
 	listener net.Listener
@@ -178,19 +180,20 @@ func (b *Bus) shut() {
 		b.packets.Close()
 	}
 	if b.pty.path != "" {
-		_ = b.unplug(b.pty) // there is an error to report already
+		_ = b.unplug(b.pty) // nobody could do anything about it
+		b.pty = pty{}
 	}
 }
 
 // run serves the bus until ctx ends.
-func (b *Bus) run(ctx context.Context, log *slog.Logger) error {
+func (b *Bus) run(ctx context.Context) error {
 	switch b.Kind {
 	case config.TCP:
 		return b.serveTCP(ctx, b.listener)
 	case config.UDP:
 		return b.serveUDP(ctx, b.packets)
 	}
-	l := &serialLine{bus: b, log: log, pty: b.pty, plugged: true, lump: b.Lump}
+	l := &serialLine{bus: b, pty: b.pty, plugged: true, lump: b.Lump}
 	if l.lump == 0 {
 		l.lump = fifo
 	}
@@ -201,6 +204,13 @@ func (b *Bus) run(ctx context.Context, log *slog.Logger) error {
 		}
 	}
 	return l.run(ctx)
+}
+
+// trace logs bytes on the wire at level debug.
+func (b *Bus) trace(what string, p []byte) {
+	if b.log.Enabled(context.Background(), slog.LevelDebug) {
+		b.log.Debug(what, "hex", hex.EncodeToString(p))
+	}
 }
 
 // Plant is buses with devices. Make one with its fields, by Load or by Demo.
@@ -242,6 +252,7 @@ func (p *Plant) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	p.open = false // the buses close what they serve
 	log := p.Log
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -257,7 +268,8 @@ func (p *Plant) Run(ctx context.Context) error {
 		for _, d := range b.Devices {
 			d.restart(now)
 		}
-		go func() { errs <- b.run(ctx, log.With("bus", b.Name)) }() // ends with ctx; waited for below
+		b.log = log.With("bus", b.Name)
+		go func() { errs <- b.run(ctx) }() // ends with ctx; waited for below
 	}
 	var all error
 	for range p.Buses {
@@ -269,7 +281,8 @@ func (p *Plant) Run(ctx context.Context) error {
 	return all
 }
 
-// Close closes what Listen opened when Run is not to follow.
+// Close closes what Listen opened when Run is not to follow. After Run it does
+// nothing.
 func (p *Plant) Close() {
 	if !p.open {
 		return

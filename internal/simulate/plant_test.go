@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -25,7 +26,7 @@ const patience = 10 * time.Second
 // start runs a plant until the test ends.
 func start(t *testing.T, buses ...*Bus) *Plant {
 	t.Helper()
-	p := &Plant{Buses: buses}
+	p := &Plant{Buses: buses, Seed: 1, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	if err := p.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -467,6 +468,7 @@ func TestPlantErrors(t *testing.T) {
 	if err := p.Listen(); err != nil {
 		t.Fatal(err)
 	}
+	p.Close()
 	p.Close()
 	if p.Bus("tcp") == nil || p.Bus("x") != nil || p.Device("x") != nil {
 		t.Error("a bus is not found by its name")

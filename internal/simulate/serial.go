@@ -3,10 +3,8 @@ package simulate
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"log/slog"
 	"runtime"
 	"slices"
 	"time"
@@ -44,7 +42,6 @@ type lump struct {
 // All of it belongs to the thread of run.
 type serialLine struct {
 	bus     *Bus
-	log     *slog.Logger
 	pty     pty
 	plugged bool          // pty is open
 	char    time.Duration // of one character
@@ -74,7 +71,7 @@ func (l *serialLine) run(ctx context.Context) (err error) {
 	// timer slack is no other goroutine's business. It ends with the goroutine.
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
-		l.log.Debug("timers stay coarse", "err", err)
+		l.bus.log.Debug("timers stay coarse", "err", err)
 	}
 	wake, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
@@ -162,7 +159,7 @@ func (l *serialLine) deliver() {
 			l.bus.counters.overruns.Add(uint64(len(b) - n))
 		}
 		l.bus.counters.bytesOut.Add(uint64(n))
-		l.trace("sent", b)
+		l.bus.trace("sent", b)
 		l.out = slices.Delete(l.out, 0, 1)
 	}
 }
@@ -170,7 +167,7 @@ func (l *serialLine) deliver() {
 // receive takes bytes that the gateway wrote at an instant.
 func (l *serialLine) receive(b []byte, at time.Time) {
 	l.bus.counters.bytesIn.Add(uint64(len(b)))
-	l.trace("received", b)
+	l.bus.trace("received", b)
 	if len(l.in) > 0 && at.Sub(l.inEnd) > l.silence+stale {
 		l.bad()
 	}
@@ -288,7 +285,7 @@ func (l *serialLine) schedule(r reply, end time.Time) {
 // replug takes the port away and brings another one after a time, under the
 // same link.
 func (l *serialLine) replug(ctx context.Context) error {
-	l.log.Info("serial port vanishes", "path", l.pty.path, "for", l.back)
+	l.bus.log.Info("serial port vanishes", "path", l.pty.path, "for", l.back)
 	l.plugged = false
 	if err := l.bus.unplug(l.pty); err != nil {
 		return err
@@ -302,12 +299,6 @@ func (l *serialLine) replug(ctx context.Context) error {
 		return err
 	}
 	l.pty, l.plugged, l.used = fresh, true, false
-	l.log.Info("serial port is back", "path", l.pty.path)
+	l.bus.log.Info("serial port is back", "path", l.pty.path)
 	return nil
-}
-
-func (l *serialLine) trace(what string, b []byte) {
-	if l.log.Enabled(context.Background(), slog.LevelDebug) {
-		l.log.Debug("bytes on the wire", "what", what, "hex", hex.EncodeToString(b))
-	}
 }

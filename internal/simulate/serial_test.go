@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -367,5 +368,34 @@ func TestLinks(t *testing.T) {
 	}
 	if b.Kind != config.Serial {
 		t.Error(b.Kind)
+	}
+}
+
+// TestCloseAfterRun: the numbers of what Run closed may be somebody else's by
+// the time Close is called.
+func TestCloseAfterRun(t *testing.T) {
+	p := &Plant{Buses: []*Bus{serialBus(9600), tcpBus(0)}}
+	if err := p.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := p.Run(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var others []*os.File
+	for range 20 {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		others = append(others, f)
+	}
+	p.Close()
+	for _, f := range others {
+		if _, err := f.Stat(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -101,6 +101,7 @@ func (b *Bus) stepConn(in *bufio.Reader, box *outbox) error {
 		return err
 	}
 	b.counters.bytesIn.Add(uint64(n))
+	b.trace("received", adu)
 	if b.Framing == modbus.FramingTCP {
 		tx, unit, req, err := modbus.DecodeTCP(adu)
 		if err != nil {
@@ -203,6 +204,7 @@ func (b *Bus) serveUDP(ctx context.Context, pc net.PacketConn) error {
 		}
 		b.counters.bytesIn.Add(uint64(n))
 		adu := buf[:n]
+		b.trace("received", adu)
 		var tx uint16
 		var unit modbus.UnitID
 		var req modbus.PDU
@@ -337,6 +339,7 @@ func (b *Bus) answer(tx uint16, unit modbus.UnitID, req modbus.PDU, adu []byte) 
 
 func (o *outbox) send(p []byte, to net.Addr) error {
 	o.bus.counters.bytesOut.Add(uint64(len(p)))
+	o.bus.trace("sent", p)
 	return o.write(p, to)
 }
 
