@@ -1,0 +1,443 @@
+// Package broker is the embedded MQTT broker: listeners for TCP, TLS and
+// WebSocket, users with passwords and access lists, sessions and retained
+// messages that survive a restart. MQTT 3.1, 3.1.1 and 5, QoS 0 to 2.
+//
+// It is a Sink for the gateway's own messages, which go in by function call,
+// and hands clients' messages to Handlers; it knows nothing of points or
+// commands.
+//
+// The broker itself is mochi-mqtt. This package is what it needs around it to
+// stand in a plant: listeners that survive a panic of its decoders and whose
+// connections nobody ever waits for (listener, guard), decisions and
+// corrections (hook), notes on the sessions (track), and a store that spares
+// the flash (store). Clause numbers are those of MQTT 3.1.1 unless MQTT 5 is
+// said.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mochi "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/mqtt"
+)
+
+const (
+	// tick is how often sessions are looked after and what has changed is
+	// saved: a power cut loses at most two ticks.
+	tick = time.Second
+	// closeTimeout is how long the clients have to leave when Run ends.
+	closeTimeout = 4 * time.Second
+	// sysInterval is how often the $SYS topics are published, in seconds.
+	sysInterval = 30
+	// writesPending is how many messages may be on their way from a publisher
+	// to a connection's buffer.
+	writesPending = 512
+	// paceEvery is after how many messages a publisher looks whether the
+	// subscribers keep up.
+	paceEvery = 64
+	// probeTopic is where Probe publishes, probeID its subscription.
+	probeTopic, probeID = "$SYS/fieldgate/probe", 1
+)
+
+// ErrClosed is returned by Deliver and Subscribe once the broker has stopped.
+var ErrClosed = errors.New("broker is closed")
+
+// Broker is the embedded broker. Its methods are safe for use by several
+// goroutines.
+type Broker struct {
+	cfg       config.Broker
+	log       *slog.Logger
+	notices   notices
+	auth      *auth
+	server    *mochi.Server
+	listeners []*listener
+	wires     wires
+	tracks    tracks
+	unsaved   unsaved
+	store     *store // nil: nothing is kept
+
+	running chan struct{} // closed by Run: clients are let in
+	closed  atomic.Bool
+	closing sync.Once
+	conns   sync.WaitGroup
+
+	backlog  atomic.Int64 // bytes to be written, of all connections
+	handlers atomic.Pointer[[]*receiver]
+	count    counters
+	probing  chan struct{} // holds one token
+	probed   atomic.Bool   // the probe's message has come
+
+	mu   sync.Mutex
+	live map[string]*guard // connected clients by id
+}
+
+// receiver is one Subscribe.
+type receiver struct {
+	filter mqtt.Filter
+	handle mqtt.Handler
+}
+
+type counters struct {
+	in, delivered, dropped                                  atomic.Uint64
+	bytesIn, bytesOut                                       atomic.Uint64
+	connects, lost, stuck, malformed, panics, evicted       atomic.Uint64
+	refusedConnects, refusedPublishes, refusedSubscriptions atomic.Uint64
+	refusedRetained                                         atomic.Uint64
+}
+
+// Stats is a look at the broker. Counters begin at 0 when the process does.
+type Stats struct {
+	Clients       int // connected
+	Sessions      int // connected, or kept for a client that is away
+	Subscriptions int
+	Retained      int
+	BacklogBytes  int64 // on their way to clients
+
+	In        uint64 // messages from clients
+	Delivered uint64 // messages from the gateway itself
+	Out       uint64 // messages to clients
+	BytesIn   uint64 // on the wire
+	BytesOut  uint64
+	Dropped   uint64 // messages that a client did not get because too much waited for it
+
+	Connects  uint64
+	Lost      uint64 // connections that ended without a DISCONNECT
+	Stuck     uint64 // of those: cut off because they did not read
+	Malformed uint64 // connections ended over what MQTT forbids
+	Panics    uint64 // of those: packets that upset the decoder
+	Evicted   uint64 // connections that made room for others before they said CONNECT
+
+	RefusedConnects      uint64 // wrong password, client id, will, too many clients
+	RefusedPublishes     uint64 // by the access list
+	RefusedSubscriptions uint64 // by the access list, or no filter
+	RefusedRetained      uint64 // passed on, but not retained: there are too many
+
+	Saved      bool   // sessions and retained messages go to disk
+	StoreError string // why they do not at present; "": they do
+}
+
+// Listen opens the listeners of cfg and, if cfg says persist, the file
+// broker.db in the folder dir. Nobody is served before Run. A damaged file is
+// moved aside and logged, and the broker starts empty; a listener that cannot
+// be opened is an error that names it.
+func Listen(cfg config.Broker, dir string, log *slog.Logger) (*Broker, error) {
+	if cfg.MaxClients <= 0 {
+		cfg.MaxClients = 64
+	}
+	if cfg.MaxPacket <= 0 {
+		cfg.MaxPacket = 256 << 10
+	}
+	if cfg.KeepaliveMax <= 0 {
+		cfg.KeepaliveMax = time.Minute
+	}
+	cfg.KeepaliveMax = min(max(cfg.KeepaliveMax, minKeepalive*time.Second), maxKeepalive*time.Second)
+	cfg.SessionExpiry = min(max(cfg.SessionExpiry, 0), math.MaxUint32*time.Second)
+	b := &Broker{
+		cfg: cfg, log: log,
+		running: make(chan struct{}),
+		probing: make(chan struct{}, 1),
+		live:    make(map[string]*guard),
+	}
+	b.handlers.Store(&[]*receiver{})
+	var err error
+	if b.auth, err = newAuth(cfg.Users, cfg.Anonymous); err != nil {
+		return nil, err
+	}
+	if err := b.open(); err != nil {
+		return nil, err
+	}
+	if cfg.Persist {
+		if b.store, err = openStore(dir, log); err != nil {
+			b.closeListeners()
+			return nil, err
+		}
+	}
+	if err := b.serve(); err != nil {
+		b.closeListeners()
+		return nil, errors.Join(err, b.store.close())
+	}
+	return b, nil
+}
+
+// serve starts the library's server. Its listeners let nobody in before Run.
+func (b *Broker) serve() error {
+	caps := mochi.NewDefaultServerCapabilities()
+	caps.MaximumClients = math.MaxInt64 // claim counts them
+	caps.MaximumPacketSize = uint32(b.cfg.MaxPacket)
+	caps.MaximumClientWritesPending = writesPending
+	caps.MaximumMessageExpiryInterval = 0 // else retained messages go after a day
+	caps.MaximumSessionExpiryInterval = uint32(b.cfg.SessionExpiry / time.Second)
+	caps.MaximumInflight = maxInflightCount
+	caps.TopicAliasMaximum = 0 // the ACL is asked before an alias is resolved
+	caps.Compatibilities.NoInheritedPropertiesOnAck = true
+	b.server = mochi.New(&mochi.Options{
+		Capabilities:           caps,
+		InlineClient:           true,
+		SysTopicResendInterval: sysInterval,
+		Logger:                 slog.New(errorsOnly{b.log.Handler()}),
+	})
+	if err := b.server.AddHook(&hook{b: b}, nil); err != nil {
+		return err
+	}
+	for _, l := range b.listeners {
+		l.prepare()
+		if err := b.server.AddListener(l); err != nil {
+			return fmt.Errorf("listen %s: %w", l.url(), err)
+		}
+	}
+	if err := b.server.Serve(); err != nil {
+		return err
+	}
+	b.loaded()
+	return b.server.Subscribe(probeTopic, probeID, func(*mochi.Client, packets.Subscription, packets.Packet) {
+		b.probed.Store(true)
+	})
+}
+
+// Addrs returns the addresses the broker listens on, in the order of the
+// configuration.
+func (b *Broker) Addrs() []net.Addr {
+	addrs := make([]net.Addr, len(b.listeners))
+	for i, l := range b.listeners {
+		addrs[i] = l.net.Addr()
+	}
+	return addrs
+}
+
+// Run serves clients until ctx ends, then lets them go: what is written to
+// those that read arrives, wills are published, and all that is kept is
+// committed to disk. It returns nil within closeTimeout, a second, and a commit.
+// It may be called once.
+func (b *Broker) Run(ctx context.Context) error {
+	close(b.running)
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return b.Close()
+		case now := <-t.C:
+			b.checkLive()
+			b.save(now, false)
+		}
+	}
+}
+
+// enter counts a connection in, unless the broker is closed.
+func (b *Broker) enter() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed.Load() {
+		return false
+	}
+	b.conns.Add(1)
+	return true
+}
+
+// checkLive ends connections that the library has lost sight of, so that their
+// clients come back: it deletes an expired session by its id, also when the
+// client has just returned.
+func (b *Broker) checkLive() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for id, g := range b.live {
+		cl := g.client.Load()
+		if now, ok := b.server.Clients.Get(id); g.in.Load() && cl.StopTime() == 0 && (!ok || now != cl) {
+			g.kill(errors.New("the session is lost"))
+		}
+	}
+}
+
+// Close closes a broker that is not run; Run does it itself. It may be called
+// again.
+func (b *Broker) Close() (err error) {
+	b.closing.Do(func() {
+		b.mu.Lock()
+		b.closed.Store(true)
+		b.mu.Unlock()
+		b.closeListeners()
+		b.wires.close(false)
+		over := make(chan error, 1)
+		go func() { // ends with the last connection
+			e := b.server.Close()
+			b.conns.Wait()
+			over <- e
+		}()
+		select {
+		case err = <-over:
+		case <-time.After(closeTimeout):
+			b.wires.close(true)
+			select {
+			case err = <-over:
+			case <-time.After(time.Second):
+				err = errors.New("clients do not let go")
+			}
+		}
+		b.save(time.Now(), true)
+		err = errors.Join(err, b.store.close())
+	})
+	return err
+}
+
+// Deliver publishes msgs in order as the gateway's own: no access list, no
+// will, no packet. It waits for no subscriber: one who does not keep up loses
+// messages, or is cut off. A message that mqtt.Message.Check
+// refuses is left out and named in the error. Neither the slice nor the
+// payloads are kept. After Run or Close the error is ErrClosed.
+func (b *Broker) Deliver(_ context.Context, msgs ...mqtt.Message) error {
+	var errs []error
+	for i := range msgs {
+		if b.closed.Load() {
+			return errors.Join(append(errs, ErrClosed)...)
+		}
+		m := &msgs[i]
+		err := m.Check()
+		if err == nil {
+			err = b.server.Publish(m.Topic, m.Payload, m.Retain, m.QoS)
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if b.count.delivered.Add(1)%paceEvery == 0 {
+			b.pace()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// pace gives way to the encoders that have fallen behind in a burst, so that
+// they need not drop any of it.
+func (b *Broker) pace() {
+	var behind []*guard
+	b.mu.Lock()
+	for _, g := range b.live {
+		if g.pending() > highPending {
+			behind = append(behind, g)
+		}
+	}
+	b.mu.Unlock()
+	for _, g := range behind {
+		g.catchUp()
+	}
+}
+
+// Subscribe calls handle with each message that a client publishes, by itself
+// or by its will, on a topic that filter matches, before the client is sent its
+// acknowledgement; and first, with Retain set, with the messages of clients
+// that are retained for it. The gateway's own messages are not handed out. handle
+// runs in the client's goroutine, for several clients at once, and must not
+// block; its reply publishes as Deliver does. After cancel no call begins. The
+// error wraps mqtt.ErrInvalid for a filter that is none.
+func (b *Broker) Subscribe(filter mqtt.Filter, handle mqtt.Handler) (cancel func(), err error) {
+	if err := mqtt.ValidFilter(string(filter)); err != nil {
+		return nil, err
+	}
+	if b.closed.Load() {
+		return nil, ErrClosed
+	}
+	r := &receiver{filter, handle}
+	b.change(func(rs []*receiver) []*receiver { return append(rs, r) })
+	for topic, pk := range b.server.Topics.Retained.GetAll() {
+		if pk.Origin != mochi.InlineClientId && filter.Match(topic) {
+			handle(mqtt.Message{Topic: topic, Payload: slices.Clone(pk.Payload), QoS: pk.FixedHeader.Qos, Retain: true}, b.reply)
+		}
+	}
+	return func() {
+		b.change(func(rs []*receiver) []*receiver {
+			return slices.DeleteFunc(rs, func(o *receiver) bool { return o == r })
+		})
+	}, nil
+}
+
+// change replaces the receivers by what f makes of a copy of them.
+func (b *Broker) change(f func([]*receiver) []*receiver) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rs := f(slices.Clone(*b.handlers.Load()))
+	b.handlers.Store(&rs)
+}
+
+func (b *Broker) reply(m mqtt.Message) {
+	if err := b.Deliver(context.Background(), m); err != nil {
+		b.log.Warn("reply not published", "topic", m.Topic, "err", err)
+	}
+}
+
+// Stats returns the broker's figures.
+func (b *Broker) Stats() Stats {
+	n, info := &b.count, b.server.Info
+	b.mu.Lock()
+	clients := len(b.live)
+	b.mu.Unlock()
+	st := Stats{
+		Clients:              clients,
+		Sessions:             b.server.Clients.Len() - 1, // the gateway's own
+		Subscriptions:        int(atomic.LoadInt64(&info.Subscriptions)),
+		Retained:             b.server.Topics.Retained.Len(),
+		BacklogBytes:         b.backlog.Load(),
+		In:                   n.in.Load(),
+		Delivered:            n.delivered.Load(),
+		Out:                  uint64(atomic.LoadInt64(&info.MessagesSent)),
+		BytesIn:              n.bytesIn.Load(),
+		BytesOut:             n.bytesOut.Load(),
+		Dropped:              n.dropped.Load() + uint64(atomic.LoadInt64(&info.InflightDropped)),
+		Connects:             n.connects.Load(),
+		Lost:                 n.lost.Load(),
+		Stuck:                n.stuck.Load(),
+		Malformed:            n.malformed.Load(),
+		Panics:               n.panics.Load(),
+		Evicted:              n.evicted.Load(),
+		RefusedConnects:      n.refusedConnects.Load(),
+		RefusedPublishes:     n.refusedPublishes.Load(),
+		RefusedSubscriptions: n.refusedSubscriptions.Load(),
+		RefusedRetained:      n.refusedRetained.Load(),
+		Saved:                b.store != nil,
+	}
+	if b.store != nil {
+		st.StoreError = b.store.trouble()
+	}
+	return st
+}
+
+// Probe publishes a message inside the broker, waits until it has come, and
+// looks whether any client's lock is stuck, all before ctx ends: the watchdog's
+// question whether the broker is alive.
+func (b *Broker) Probe(ctx context.Context) error {
+	select {
+	case b.probing <- struct{}{}:
+	default:
+		return errors.New("the probe before has not come back")
+	}
+	over := make(chan error, 1)
+	go func() { // ends when the library's locks are free; there is one at most
+		b.probed.Store(false)
+		err := b.server.Publish(probeTopic, nil, false, 0)
+		for _, cl := range b.server.Clients.GetAll() {
+			cl.State.Inflight.Len()
+		}
+		if err == nil && !b.probed.Load() {
+			err = errors.New("the message has not come")
+		}
+		<-b.probing
+		over <- err
+	}()
+	select {
+	case err := <-over:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("no answer from the broker: %w", ctx.Err())
+	}
+}

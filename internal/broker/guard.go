@@ -1,0 +1,382 @@
+package broker
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mochi "github.com/mochi-mqtt/server/v2"
+)
+
+// Time limits of a connection.
+const (
+	// connectTimeout is for all that comes before the session: TLS handshake,
+	// WebSocket upgrade, CONNECT, the check of the password.
+	connectTimeout = 10 * time.Second
+	// writeTimeout is for each writeChunk bytes to be taken by the network.
+	writeTimeout = 5 * time.Second
+	writeChunk   = 16 << 10
+	// goodbyeTimeout is for what is left to write when a connection is closed.
+	goodbyeTimeout = time.Second
+)
+
+// What may wait to be written, in bytes: for one connection, and for one while
+// all of them together hold more than totalBacklog.
+const (
+	maxBacklog   = 4 << 20
+	fairBacklog  = 256 << 10
+	totalBacklog = 32 << 20
+)
+
+var (
+	errSlow  = errors.New("it does not keep up with what is written to it")
+	errTaken = errors.New("taken over by a newer connection with the same client id")
+	errPanic = errors.New("the decoder panicked")
+)
+
+// wire is an accepted TCP connection. It counts its bytes, and once it carries
+// MQTT only its guard sets deadlines: the HTTP server, TLS and the WebSocket
+// library would overwrite them.
+type wire struct {
+	net.Conn
+	count    *counters
+	accepted time.Time
+	from     string // the address that counts as one peer
+	guarded  atomic.Bool
+	once     sync.Once
+	over     func(*wire)
+}
+
+func (w *wire) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	w.count.bytesIn.Add(uint64(n))
+	return n, err
+}
+
+func (w *wire) Write(p []byte) (int, error) {
+	n, err := w.Conn.Write(p)
+	w.count.bytesOut.Add(uint64(n))
+	return n, err
+}
+
+func (w *wire) Close() error {
+	err := w.Conn.Close()
+	w.once.Do(func() { w.over(w) })
+	return err
+}
+
+func (w *wire) SetDeadline(t time.Time) error {
+	return errors.Join(w.SetReadDeadline(t), w.SetWriteDeadline(t))
+}
+
+func (w *wire) SetReadDeadline(t time.Time) error {
+	if w.guarded.Load() {
+		return nil
+	}
+	return w.Conn.SetReadDeadline(t)
+}
+
+func (w *wire) SetWriteDeadline(t time.Time) error {
+	if w.guarded.Load() {
+		return nil
+	}
+	return w.Conn.SetWriteDeadline(t)
+}
+
+// guard is the net.Conn that the library is given for a client. Its Write
+// never waits: it queues, and a goroutine of the guard writes. So neither a
+// publisher, nor our own publish, nor a takeover waits for a client that does
+// not read - the library writes while it holds the lock that every publish to
+// that client needs. A client whose queue is full, or who takes nothing for
+// writeTimeout, is cut off.
+type guard struct {
+	wire   *wire
+	stream io.ReadWriteCloser // TCP, TLS or WebSocket
+	total  *atomic.Int64      // bytes that wait in all guards
+
+	wake chan struct{} // holds one token: there is work for the writer
+	done chan struct{} // closed when the connection is over: writer and reader have returned
+	dead chan struct{} // closed when nothing more will be written
+
+	client  atomic.Pointer[mochi.Client] // set when its CONNECT was accepted
+	account *account                     // set before that
+	in      atomic.Bool                  // the session is established
+	flow    flow
+
+	// The reading goroutine's own.
+	subID     uint16 // of the SUBSCRIBE or UNSUBSCRIBE under way
+	refused   string // the topic that refusedTopic stands for
+	parted    bool   // the library has finished with the client
+	published int    // messages of the client
+
+	// Messages that the library was about to queue for the client, and those
+	// it has encoded since; what it dropped in between makes the first too high.
+	offered, encoded atomic.Int64
+
+	mu     sync.Mutex
+	queue  []byte
+	closed bool // Close was called, or the wire is dead
+	cause  error
+	once   sync.Once // closes dead
+}
+
+func newGuard(w *wire, stream io.ReadWriteCloser, total *atomic.Int64) *guard {
+	w.guarded.Store(true)
+	_ = w.Conn.SetDeadline(w.accepted.Add(connectTimeout))
+	return &guard{
+		wire: w, stream: stream, total: total,
+		wake: make(chan struct{}, 1), done: make(chan struct{}), dead: make(chan struct{}),
+	}
+}
+
+func (g *guard) Read(p []byte) (int, error) { return g.stream.Read(p) }
+
+// Write queues p. It fails once the connection is closed or its queue is full.
+func (g *guard) Write(p []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return 0, net.ErrClosed
+	}
+	n := len(g.queue) + len(p)
+	total := g.total.Add(int64(len(p)))
+	if n > maxBacklog || n > fairBacklog && total > totalBacklog {
+		g.total.Add(-int64(len(p)))
+		g.cut(errSlow)
+		return 0, errSlow
+	}
+	g.queue = append(g.queue, p...)
+	g.wakeUp()
+	return len(p), nil
+}
+
+func (g *guard) wakeUp() {
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// backlog returns how many bytes wait to be written.
+func (g *guard) backlog() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.queue)
+}
+
+// Close ends the connection: nothing more is read or taken, and what is queued
+// is written if the client takes it within goodbyeTimeout.
+func (g *guard) Close() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil
+	}
+	g.closed = true
+	now := time.Now()
+	_ = g.wire.Conn.SetReadDeadline(now)
+	_ = g.wire.Conn.SetWriteDeadline(now.Add(goodbyeTimeout))
+	g.wakeUp()
+	return nil
+}
+
+// kill ends the connection at once.
+func (g *guard) kill(cause error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.cut(cause)
+}
+
+// cut does it. g.mu is held.
+func (g *guard) cut(cause error) {
+	if g.cause == nil {
+		g.cause = cause
+	}
+	g.closed = true
+	g.once.Do(func() { close(g.dead) })
+	_ = g.wire.Close() // the wire itself: TLS would wait to say goodbye
+	g.wakeUp()
+}
+
+// reason returns why we ended the connection, nil if we did not.
+func (g *guard) reason() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.cause
+}
+
+// write is the guard's writer. It ends when the guard is closed and what was
+// queued is written or given up.
+func (g *guard) write() {
+	var buf []byte
+	for {
+		g.mu.Lock()
+		buf, g.queue = g.queue, buf[:0]
+		closed, cut := g.closed, g.cause != nil
+		g.mu.Unlock()
+		if cut {
+			g.total.Add(-int64(len(buf)))
+			return
+		}
+		if len(buf) == 0 && closed {
+			_ = g.stream.Close() // TLS says goodbye; the deadline is set
+			g.kill(nil)
+			return
+		}
+		if len(buf) == 0 {
+			<-g.wake // Close and cut wake it as well
+			continue
+		}
+		err := g.flush(buf)
+		g.total.Add(-int64(len(buf)))
+		if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				err = fmt.Errorf("%w: %w", errSlow, err)
+			}
+			g.kill(err)
+			continue // to give up what came meanwhile
+		}
+		if cap(buf) > 4*writeChunk {
+			buf = nil // a burst is over
+		}
+	}
+}
+
+// flush writes buf. However much it is, the client only has to take a chunk
+// within each writeTimeout.
+func (g *guard) flush(buf []byte) error {
+	for chunk := range slices.Chunk(buf, writeChunk) {
+		g.mu.Lock()
+		if !g.closed {
+			_ = g.wire.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+		}
+		g.mu.Unlock()
+		if _, err := g.stream.Write(chunk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// How many messages may be between a publisher and the encoder of a client
+// before the publisher gives way, and how many then. The library drops what
+// is above writesPending.
+const (
+	highPending = writesPending / 2
+	lowPending  = writesPending / 8
+)
+
+func (g *guard) pending() int64 { return g.offered.Load() - g.encoded.Load() }
+
+// catchUp gives the library's encoder for this client its turn, until it has
+// few messages left. It waits for the processor only: the encoder writes to
+// the guard, which never waits. When it stands still all the same, because the
+// client withholds acknowledgements, nobody waits for it.
+func (g *guard) catchUp() {
+	const patience = 100 // times 50 µs
+	last := g.encoded.Load()
+	for still := 0; g.offered.Load()-last > lowPending && !g.flow.full(); {
+		if still < 10 {
+			runtime.Gosched()
+		} else {
+			time.Sleep(50 * time.Microsecond)
+		}
+		now := g.encoded.Load()
+		if still++; now != last {
+			last, still = now, 0
+		}
+		if still == patience {
+			g.offered.Store(last) // they were never queued
+			return
+		}
+	}
+}
+
+// LocalAddr is the broker's address.
+func (g *guard) LocalAddr() net.Addr { return g.wire.LocalAddr() }
+
+// RemoteAddr is the client's address.
+func (g *guard) RemoteAddr() net.Addr { return g.wire.RemoteAddr() }
+
+// SetDeadline is how the library holds the client to its keep-alive: it is
+// about reading only, and not before the CONNECT is accepted.
+func (g *guard) SetDeadline(t time.Time) error { return g.SetReadDeadline(t) }
+
+// SetReadDeadline is SetDeadline.
+func (g *guard) SetReadDeadline(t time.Time) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed || g.client.Load() == nil {
+		return nil
+	}
+	return g.wire.Conn.SetReadDeadline(t)
+}
+
+// SetWriteDeadline does nothing: Write does not wait.
+func (g *guard) SetWriteDeadline(time.Time) error { return nil }
+
+// flow keeps a client's Receive Maximum (MQTT 5, 3.3.4). The library is not
+// told of it, because its own way can lock up the broker.
+type flow struct {
+	mu     sync.Mutex
+	window int // 0: no limit
+	open   map[uint16]struct{}
+	freed  chan struct{} // holds one token: a place came free
+}
+
+func (f *flow) setWindow(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.window, f.open, f.freed = n, make(map[uint16]struct{}), make(chan struct{}, 1)
+}
+
+// enter takes a place for the message id, and waits for one if wait says so,
+// until dead.
+func (f *flow) enter(id uint16, wait bool, dead <-chan struct{}) {
+	for {
+		f.mu.Lock()
+		if f.window == 0 {
+			f.mu.Unlock()
+			return
+		}
+		if _, again := f.open[id]; again || !wait || len(f.open) < f.window {
+			f.open[id] = struct{}{}
+			f.mu.Unlock()
+			return
+		}
+		f.mu.Unlock()
+		select {
+		case <-f.freed:
+		case <-dead:
+			return
+		}
+	}
+}
+
+// leave gives the place of the message id back.
+func (f *flow) leave(id uint16) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.window == 0 {
+		return
+	}
+	delete(f.open, id)
+	select {
+	case f.freed <- struct{}{}:
+	default:
+	}
+}
+
+// full reports whether there is no place.
+func (f *flow) full() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.window > 0 && len(f.open) >= f.window
+}

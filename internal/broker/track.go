@@ -1,0 +1,265 @@
+package broker
+
+import (
+	"cmp"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	mochi "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/hooks/storage"
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// What QoS 1 and 2 messages may take in memory, in bytes: those of one client,
+// and those of one while all of them together take more than totalInflight.
+const (
+	maxInflight   = 8 << 20
+	fairInflight  = 512 << 10
+	totalInflight = 32 << 20
+	// inflightCost is what one takes beside its bytes: the library keeps
+	// the whole packet.
+	inflightCost = 1024
+	// maxInflightCount is how many of one client there may be.
+	maxInflightCount = 8192
+)
+
+// track is what we note of a session beside what the library knows: the order
+// of its messages, what they take, and whether it must be saved.
+type track struct {
+	client storage.Client
+	kept   bool // outlives its connection
+	here   bool // connected
+	dirty  bool // differs from what is stored
+	order  map[uint16]noted
+	next   int64
+	bytes  int
+	stored map[place]uint32 // what is on disk, with checksums
+}
+
+// noted is one message by packet identifier.
+type noted struct {
+	seq  int64
+	size int
+}
+
+// place is where a record is in the store.
+type place struct{ bucket, key string }
+
+// tracks holds the sessions' notes by client id. Its zero value is empty.
+type tracks struct {
+	mu    sync.Mutex
+	all   map[string]*track
+	total int // bytes
+}
+
+// open returns the notes on a session, new ones if there are none. ts.mu is held.
+func (ts *tracks) open(id string) *track {
+	t := ts.all[id]
+	if t == nil {
+		if ts.all == nil {
+			ts.all = make(map[string]*track)
+		}
+		t = &track{order: make(map[uint16]noted)}
+		ts.all[id] = t
+	}
+	return t
+}
+
+// touch notes that a session has changed.
+func (ts *tracks) touch(cl *mochi.Client) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if t := ts.all[cl.ID]; t != nil {
+		t.dirty = true
+	}
+}
+
+// connected notes who is on the session now and whether it is kept.
+func (ts *tracks) connected(cl *mochi.Client) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t := ts.open(cl.ID)
+	t.describe(cl)
+	t.here = true
+}
+
+// parted notes that the client has left, and that its session ends with that
+// if expire says so.
+func (ts *tracks) parted(cl *mochi.Client, expire bool) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t := ts.all[cl.ID]
+	if t == nil {
+		return
+	}
+	t.describe(cl)
+	t.here = false
+	if !expire {
+		return
+	}
+	t.kept = false
+	ts.total -= t.bytes
+	t.bytes = 0
+	clear(t.order)
+	if len(t.stored) == 0 {
+		delete(ts.all, cl.ID) // else the saver does it
+	}
+}
+
+func (t *track) describe(cl *mochi.Client) {
+	p := &cl.Properties
+	t.dirty = true
+	t.client = storage.Client{
+		ID: cl.ID, T: storage.ClientKey, Listener: cl.Net.Listener, Username: p.Username,
+		ProtocolVersion: p.ProtocolVersion, Clean: p.Clean,
+		Properties: storage.ClientProperties{
+			SessionExpiryInterval:     p.Props.SessionExpiryInterval,
+			SessionExpiryIntervalFlag: p.Props.SessionExpiryIntervalFlag,
+			RequestProblemInfo:        p.Props.RequestProblemInfo,
+			RequestProblemInfoFlag:    p.Props.RequestProblemInfoFlag,
+			RequestResponseInfo:       p.Props.RequestResponseInfo,
+			MaximumPacketSize:         p.Props.MaximumPacketSize,
+		},
+	}
+	t.kept = outlives(&t.client)
+}
+
+// outlives reports whether a client's session is kept when it leaves.
+func outlives(c *storage.Client) bool {
+	if c.ProtocolVersion == 5 {
+		return c.Properties.SessionExpiryInterval > 0
+	}
+	return !c.Clean
+}
+
+// sizeOf is what a message that waits takes in memory.
+func sizeOf(topic string, payload []byte) int { return inflightCost + len(topic) + len(payload) }
+
+// add notes a message to the client, or a QoS 2 message of its own that has
+// begun. It reports whether there is room for it.
+func (ts *tracks) add(cl *mochi.Client, pk *packets.Packet) bool {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t := ts.all[cl.ID]
+	if t == nil {
+		return true // it has just ended
+	}
+	t.dirty = true
+	size := sizeOf(pk.TopicName, pk.Payload)
+	old, again := t.order[pk.PacketID]
+	if !again {
+		if bytes := t.bytes + size; bytes > maxInflight || bytes > fairInflight && ts.total+size > totalInflight {
+			return false
+		}
+		t.next++
+		old.seq = t.next
+	}
+	t.note(ts, pk.PacketID, noted{old.seq, size})
+	return true
+}
+
+// note sets what is known of a message. ts.mu is held.
+func (t *track) note(ts *tracks, id uint16, n noted) {
+	change := n.size - t.order[id].size
+	t.bytes += change
+	ts.total += change
+	t.order[id] = n
+}
+
+// done notes that a message is out of the way.
+func (ts *tracks) done(cl *mochi.Client, id uint16) {
+	if cl.IsTakenOver() {
+		return // what it had is the newer connection's
+	}
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t := ts.all[cl.ID]
+	if t == nil {
+		return
+	}
+	if _, ok := t.order[id]; ok {
+		t.note(ts, id, noted{})
+		delete(t.order, id)
+		t.dirty = true
+	}
+}
+
+// sort puts the session's messages in the order they came: the library sends
+// them again sorted by the last 16 bits of Created, so that becomes their rank.
+func (ts *tracks) sort(cl *mochi.Client) {
+	all := cl.State.Inflight.GetAll(false)
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t := ts.open(cl.ID)
+	slices.SortStableFunc(all, func(x, y packets.Packet) int {
+		return cmp.Compare(t.order[x.PacketID].seq, t.order[y.PacketID].seq)
+	})
+	// What was dropped on its way to a slow client is not among them any more,
+	// and the library does not say which that was.
+	ts.total -= t.bytes
+	t.bytes, t.next = 0, int64(len(all))
+	clear(t.order)
+	for i := range all {
+		pk := &all[i]
+		pk.Created = int64(i)
+		t.note(ts, pk.PacketID, noted{int64(i), sizeOf(pk.TopicName, pk.Payload)})
+		cl.State.Inflight.Set(*pk)
+	}
+}
+
+// prepareSession makes an earlier session of the client ready to be taken up:
+// one of another user is ended, the messages of the client's own are put in
+// order. A session that was away for long makes room if there are too many.
+func (b *Broker) prepareSession(cl *mochi.Client, g *guard) {
+	if old, ok := b.server.Clients.Get(cl.ID); ok {
+		if string(old.Properties.Username) != g.account.name && !g.account.all {
+			b.forget(old)
+			b.server.Clients.Delete(cl.ID)
+		} else {
+			b.tracks.sort(old)
+		}
+	} else if b.server.Clients.Len() > 4*b.cfg.MaxClients {
+		b.dropOldest()
+	}
+	b.tracks.connected(cl)
+}
+
+// dropOldest ends the session that has been without a connection for longest.
+func (b *Broker) dropOldest() {
+	var oldest *mochi.Client
+	for _, cl := range b.server.Clients.GetAll() {
+		if at := cl.StopTime(); at != 0 && !cl.Net.Inline && (oldest == nil || at < oldest.StopTime()) {
+			oldest = cl
+		}
+	}
+	if oldest == nil {
+		return
+	}
+	b.notices.log(b.log, slog.LevelWarn, "too many sessions are kept, the oldest is ended", "client", oldest.ID)
+	b.forget(oldest)
+	b.server.Clients.Delete(oldest.ID)
+}
+
+// OnQosPublish notes a message that waits for an acknowledgement. One for
+// which there is no room is sent, if the client is there, but not kept.
+func (h *hook) OnQosPublish(cl *mochi.Client, pk packets.Packet, _ int64, _ int) {
+	if pk.FixedHeader.Type == packets.Puback {
+		return // over in a moment
+	}
+	if h.b.tracks.add(cl, &pk) {
+		return
+	}
+	if cl.State.Inflight.Delete(pk.PacketID) {
+		atomic.AddInt64(&h.b.server.Info.Inflight, -1)
+	}
+	h.b.count.dropped.Add(1)
+	h.b.notices.log(h.b.log, slog.LevelWarn, "too much waits for a client, newer messages are dropped", "client", cl.ID)
+}
+
+// OnQosComplete notes that a message has been acknowledged.
+func (h *hook) OnQosComplete(cl *mochi.Client, pk packets.Packet) { h.b.tracks.done(cl, pk.PacketID) }
+
+// OnQosDropped notes that a message has been given up.
+func (h *hook) OnQosDropped(cl *mochi.Client, pk packets.Packet) { h.b.tracks.done(cl, pk.PacketID) }
