@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ const patience = 10 * time.Second
 // start runs a plant until the test ends.
 func start(t *testing.T, buses ...*Bus) *Plant {
 	t.Helper()
-	p := &Plant{Buses: buses, Seed: 1, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))}
+	p := &Plant{Buses: buses, Seed: 1, Log: slog.New(slog.NewTextHandler(io.Discard, &slog.HandlerOptions{Level: slog.LevelDebug}))}
 	if err := p.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -107,6 +108,16 @@ func hush(t *testing.T, c interface {
 	}
 }
 
+// await waits for what should happen soon.
+func await(t *testing.T, happened func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !happened(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not happen")
+		}
+	}
+}
+
 var (
 	readTwo = modbus.ReadRequest(modbus.HoldingRegisters, 0, 2)
 	twoRegs = modbus.PDU{3, 4, 0, 17, 0, 18}
@@ -174,7 +185,7 @@ func TestStreamFramings(t *testing.T) {
 			exchange(t, c, frame(modbus.Broadcast, modbus.WriteRegisterRequest(5, 6)), nil)
 			exchange(t, c, req, resp)
 			exchange(t, c, broken, nil)
-			hush(t, c, 20*time.Millisecond)
+			await(t, func() bool { return b.Stats().BadFrames == 1 })
 			exchange(t, c, req, resp)
 			if read(t, one, modbus.HoldingRegisters, 5, 1)[0] != 6 || read(t, two, modbus.HoldingRegisters, 5, 1)[0] != 6 {
 				t.Error("a broadcast is not executed by all")
@@ -367,9 +378,7 @@ func TestInFlight(t *testing.T) {
 			t.Errorf("a second client: %d bytes, %v", n, err)
 		}
 		first.Close()
-		for b.Stats().Clients > 0 {
-			time.Sleep(time.Millisecond)
-		}
+		await(t, func() bool { return b.Stats().Clients == 0 })
 		exchange(t, connect(t, b), modbus.AppendTCP(nil, 1, 1, readTwo), resp(1))
 	})
 	for e, name := range excessNames {
@@ -383,26 +392,30 @@ func TestInFlight(t *testing.T) {
 }
 
 // TestLatency: an answer is never early, and seldom much late: a simulator that
-// dawdles would make every figure measured against it worthless.
+// dawdles would make every figure measured against it worthless. A machine that
+// is busy with something else gets several rounds.
 func TestLatency(t *testing.T) {
-	const latency = 3 * time.Millisecond
+	const latency, late = 3 * time.Millisecond, 500 * time.Microsecond
 	b := tcpBus(modbus.FramingTCP, seventeen(t, Settings{Latency: latency}))
 	start(t, b)
 	c := connect(t, b)
-	late := 0
-	for range 40 {
-		begin := time.Now()
-		exchange(t, c, modbus.AppendTCP(nil, 1, 1, readTwo), modbus.AppendTCP(nil, 1, 1, twoRegs))
-		switch d := time.Since(begin); {
-		case d < latency:
-			t.Fatalf("an answer after %v, want %v at least", d, latency)
-		case d > latency+time.Millisecond:
-			late++
+	var median time.Duration
+	for range 10 {
+		var took []time.Duration
+		for range 20 {
+			begin := time.Now()
+			exchange(t, c, modbus.AppendTCP(nil, 1, 1, readTwo), modbus.AppendTCP(nil, 1, 1, twoRegs))
+			took = append(took, time.Since(begin))
+		}
+		slices.Sort(took)
+		if took[0] < latency {
+			t.Fatalf("an answer after %v, want %v at least", took[0], latency)
+		}
+		if median = took[len(took)/2]; median < latency+late {
+			return
 		}
 	}
-	if late > 30 {
-		t.Errorf("%d of 40 answers came more than a millisecond late", late)
-	}
+	t.Errorf("answers take %v, want about %v", median, latency)
 }
 
 func TestPlantErrors(t *testing.T) {

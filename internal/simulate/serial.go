@@ -160,7 +160,8 @@ func (l *serialLine) deliver() {
 		}
 		l.bus.counters.bytesOut.Add(uint64(n))
 		l.bus.trace("sent", b)
-		l.out = slices.Delete(l.out, 0, 1)
+		l.out[0] = lump{} // the bytes may go
+		l.out = l.out[1:]
 	}
 }
 
@@ -279,7 +280,10 @@ func (l *serialLine) schedule(r reply, end time.Time) {
 	if r.drop {
 		l.drop, l.back = at, r.back
 	}
-	slices.SortStableFunc(l.out, func(a, b lump) int { return a.at.Compare(b.at) })
+	byTime := func(a, b lump) int { return a.at.Compare(b.at) }
+	if !slices.IsSortedFunc(l.out, byTime) { // seldom: an echo, or a late answer
+		slices.SortStableFunc(l.out, byTime)
+	}
 }
 
 // replug takes the port away and brings another one after a time, under the
