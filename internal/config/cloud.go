@@ -419,7 +419,7 @@ func secret(t *tables) value[SecretSource] {
 			return SecretSource{}, false
 		}
 		d.warnf(n, "stands here for everyone to read; better write %s", want)
-		return SecretSource{Plain: Secret{strings.Clone(n.Text)}}, true
+		return SecretSource{Plain: NewSecret(strings.Clone(n.Text))}, true
 	}}
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"fieldgate/internal/config/yamltree"
 	"fieldgate/internal/modbus"
@@ -80,7 +81,24 @@ func (d *decoder) at(more ...string) string {
 // report files a fault at a node.
 func (d *decoder) report(list *[]found, n *node, path, text string, shape bool) {
 	p := d.set.Place(n)
-	*list = append(*list, found{Fault{p.File, p.Line, p.Col, path, text}, shape})
+	*list = append(*list, found{Fault{p.File, p.Line, p.Col, printable(path), printable(text)}, shape})
+}
+
+// printable escapes what would break a fault's line: names of the file may
+// hold anything.
+func printable(s string) string {
+	if strings.IndexFunc(s, unicode.IsControl) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, c := range s {
+		if unicode.IsControl(c) {
+			b.WriteString(strings.Trim(strconv.QuoteRune(c), "'"))
+		} else {
+			b.WriteRune(c)
+		}
+	}
+	return b.String()
 }
 
 // shapef reports a fault in the form of a value, which the JSON Schema forbids

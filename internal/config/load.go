@@ -97,7 +97,7 @@ func (l *loader) add(name string, text []byte) {
 	root, errs := d.set.Parse(name, text)
 	d.partial = d.partial || len(errs) > 0
 	for _, e := range errs {
-		d.found = append(d.found, found{Fault: Fault{e.Place.File, e.Place.Line, e.Place.Col, "", e.Text}})
+		d.found = append(d.found, found{Fault: Fault{e.Place.File, e.Place.Line, e.Place.Col, "", printable(e.Text)}})
 	}
 	switch {
 	case root == nil || root.IsNull():

@@ -4,15 +4,12 @@ import "strings"
 
 // nearest returns the known word that word was most likely meant to be, or "".
 func nearest(word string, known []string) string {
-	best, least := "", len(word)/3+1 // one slip in three letters
-	if len(word) <= 2 {
-		least = 1
-	}
+	best, least := "", max(1, len(word)/3)+1 // one slip in three letters is allowed
 	for _, k := range known {
 		if strings.EqualFold(word, k) || plain(word) == plain(k) {
 			return k
 		}
-		if n := distance(word, k); n < least || n == least && best == "" {
+		if n := distance(word, k); n < least {
 			best, least = k, n
 		}
 	}

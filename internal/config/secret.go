@@ -13,17 +13,27 @@ import (
 const hidden = "***"
 
 // Secret is a password or key. However it is printed, it shows as ***; only
-// Reveal gives it away. The zero value is empty.
-type Secret struct{ value string }
+// Reveal gives it away. The zero value is empty. Compare secrets with
+// reflect.DeepEqual or Reveal, not with ==.
+type Secret struct {
+	// A pointer, because fmt cannot call the methods below on what it finds in
+	// an unexported field, and would print a string that stands there.
+	value *string
+}
 
 // NewSecret hides value.
-func NewSecret(value string) Secret { return Secret{value} }
+func NewSecret(value string) Secret { return Secret{&value} }
 
 // Reveal returns the secret itself, for the one call that needs it.
-func (s Secret) Reveal() string { return s.value }
+func (s Secret) Reveal() string {
+	if s.value == nil {
+		return ""
+	}
+	return *s.value
+}
 
 // IsZero reports whether there is no secret.
-func (s Secret) IsZero() bool { return s.value == "" }
+func (s Secret) IsZero() bool { return s.Reveal() == "" }
 
 // String returns ***.
 func (s Secret) String() string { return hidden }
@@ -53,7 +63,9 @@ type SecretSource struct {
 }
 
 // IsZero reports whether there is no secret.
-func (s SecretSource) IsZero() bool { return s == SecretSource{} }
+func (s SecretSource) IsZero() bool {
+	return s.Plain.IsZero() && s.File == "" && s.Env == "" && s.Credential == ""
+}
 
 // maxSecret is the longest secret file in bytes.
 const maxSecret = 64 << 10
@@ -70,7 +82,7 @@ func (s SecretSource) Read() (Secret, error) {
 		if !ok {
 			return Secret{}, fmt.Errorf("secret: the environment has no variable %s", s.Env)
 		}
-		return Secret{v}, nil
+		return NewSecret(v), nil
 	case s.Credential != "":
 		dir := os.Getenv("CREDENTIALS_DIRECTORY")
 		if dir == "" {
@@ -93,5 +105,5 @@ func readSecret(path string) (Secret, error) {
 	if err != nil {
 		return Secret{}, fmt.Errorf("secret: %w", err)
 	}
-	return Secret{strings.TrimRight(string(text), "\r\n")}, nil
+	return NewSecret(strings.TrimRight(string(text), "\r\n")), nil
 }

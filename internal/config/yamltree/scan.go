@@ -393,13 +393,27 @@ func (s *scanner) scalar(flow bool) *Node {
 	return n
 }
 
+// ordinary are the bytes that mean nothing special anywhere in a plain scalar.
+var ordinary = func() (is [256]bool) {
+	for c := range is {
+		is[c] = c > ' ' && strings.IndexByte("#:,[]{}", byte(c)) < 0
+	}
+	return is
+}()
+
 // plain reads a scalar without quotes.
 func (s *scanner) plain(flow bool) *Node {
 	start, end := s.i, s.i // end: after the last byte that is no space
 	for i := s.i; ; i++ {
 		var c byte
-		if i < len(s.text) {
-			c = s.text[i]
+		for ; i < len(s.text); i++ {
+			if c = s.text[i]; !ordinary[c] {
+				break
+			}
+			end = i + 1
+		}
+		if i == len(s.text) {
+			c = 0
 		}
 		switch c {
 		case ' ':
