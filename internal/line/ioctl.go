@@ -41,7 +41,7 @@ const (
 // driver where asked and possible, else by RTS.
 func (t *tty) setRS485(address string, log *slog.Logger) error {
 	if t.rs485.Mode == config.RS485Kernel {
-		err := kernelRS485(t.data, t.rs485)
+		err := t.ioctl(func(fd int) error { return kernelRS485(fd, t.rs485) })
 		if err == nil {
 			return nil
 		}
@@ -90,7 +90,8 @@ func (t *tty) setRTS(on bool) error {
 	if on {
 		req = unix.TIOCMBIS
 	}
-	if err := unix.IoctlSetPointerInt(t.data, req, unix.TIOCM_RTS); err != nil {
+	err := t.ioctl(func(fd int) error { return unix.IoctlSetPointerInt(fd, req, unix.TIOCM_RTS) })
+	if err != nil {
 		return fmt.Errorf("the port has no RTS to switch: %w", os.NewSyscallError("TIOCMSET", err))
 	}
 	return nil

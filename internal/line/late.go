@@ -28,7 +28,7 @@ type owed struct {
 // it. The zero value owes nothing. It is pure but for the times it is given.
 type ledger struct {
 	owed    []owed        // oldest first
-	slowest time.Duration // the longest answer time seen, late answers included
+	slowest time.Duration // the longest answer time seen lately, late answers included
 }
 
 // owe notes that req, sent at sent, was given up; timeout is what it was given.
@@ -40,10 +40,11 @@ func (g *ledger) owe(req modbus.PDU, sent time.Time, timeout time.Duration) {
 }
 
 // answered notes that the unit answered a request after took. It answers in
-// order, so what it owed from before cannot come any more.
+// order, so what it owed from before cannot come any more. The longest answer
+// time fades, so that one bad minute is not held against a unit for ever.
 func (g *ledger) answered(took time.Duration) {
 	g.owed = g.owed[:0]
-	g.slowest = max(g.slowest, took)
+	g.slowest = max(g.slowest-g.slowest/8, took)
 }
 
 // pay looks whether resp, which came at at without being asked for, answers a

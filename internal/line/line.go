@@ -42,15 +42,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
-
-	"golang.org/x/sys/unix"
 )
 
 // Line is one wire with the devices on it. Make it with New, keep its wire open
@@ -227,31 +224,28 @@ func (l *Line) wireTap(dir byte, b []byte, at time.Time) {
 // wire that fails is closed at once and opened again after a wait that grows,
 // with jitter, as long as nothing useful comes over it.
 func (l *Line) Run(ctx context.Context) error {
-	if l.cfg.Kind == config.Serial {
-		defer lockThread()()
-	}
 	o := l.opener()
 	defer o.close()
+	defer l.set(stateDown, errStopped)
+	dials := l.cfg.Kind != config.Listen // else the device does
 	wait := newBackoff(l.cfg.Kind)
 	for {
-		answered := l.count.responses.Load()
-		err := l.session(ctx, o)
+		opened, useful, err := l.session(ctx, o)
 		if ctx.Err() != nil {
-			l.set(stateDown, errStopped)
 			return nil
 		}
-		useful := l.count.responses.Load() != answered
 		if useful {
 			wait.reset()
 		}
-		dials := l.cfg.Kind != config.Listen // else the device does
 		if useful && dials {
 			l.set(stateOpening, err)
 		} else {
 			l.set(stateDown, err)
 		}
+		if opened && !dials {
+			continue // the next connection may be waiting already
+		}
 		if !sleep(ctx, wait.next()) {
-			l.set(stateDown, errStopped)
 			return nil
 		}
 		if dials {
@@ -260,30 +254,23 @@ func (l *Line) Run(ctx context.Context) error {
 	}
 }
 
-// session opens the wire once and serves it until it fails or ctx ends.
-func (l *Line) session(ctx context.Context, o opener) error {
+// session opens the wire once and serves it until it fails or ctx ends. A
+// session was useful when a device answered, or when it just lasted: nobody may
+// have asked anything.
+func (l *Line) session(ctx context.Context, o opener) (opened, useful bool, err error) {
+	const lasted = 10 * time.Second
 	w, err := o.open(ctx)
 	if err != nil {
-		return err
+		return false, false, err
 	}
 	defer w.close()
+	began, answered := time.Now(), l.count.responses.Load()
 	if !sleep(ctx, l.cfg.Settle) {
-		return ctx.Err()
+		return true, false, ctx.Err()
 	}
 	l.count.connects.Add(1)
-	return l.share.serve(ctx, w)
-}
-
-// lockThread ties the calling goroutine to its OS thread and makes the thread's
-// waits end on time rather than up to 50 µs late. The function it returns takes
-// both back.
-func lockThread() func() {
-	runtime.LockOSThread()
-	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
-	return func() {
-		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 0, 0, 0, 0) // the thread's default
-		runtime.UnlockOSThread()
-	}
+	err = l.share.serve(ctx, w)
+	return true, l.count.responses.Load() != answered || time.Since(began) > lasted, err
 }
 
 // await waits while the wire is being opened.
@@ -344,7 +331,7 @@ func (l *Line) set(s state, err error) {
 	case s == stateUp && news:
 		l.log.Info("line open", "address", l.cfg.Address)
 	case s == stateDown && news && !errors.Is(err, errStopped):
-		l.log.Warn("line not open, trying on", "address", l.cfg.Address, "err", err)
+		l.log.Warn("line not open, trying again", "address", l.cfg.Address, "err", err)
 	}
 }
 

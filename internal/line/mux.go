@@ -277,7 +277,7 @@ func (m *mux) expire(s *slot, timeout time.Duration) (more time.Duration) {
 	m.slip()
 	m.settle()
 	m.silent++
-	if m.silent >= mostSilent && m.wire != nil && !m.wire.udp && m.line.cfg.Kind != config.Listen {
+	if m.silent >= mostSilent && m.wire != nil && !m.wire.datagrams && m.line.cfg.Kind != config.Listen {
 		m.drop(m.wire, fmt.Errorf("%d requests in a row without an answer", m.silent))
 	}
 	return 0
@@ -356,7 +356,7 @@ func (m *mux) read(w *stream) error {
 		n, err := w.conn.Read(buf[have:])
 		switch {
 		case err == nil:
-		case w.udp && errors.Is(err, unix.ECONNREFUSED):
+		case w.datagrams && errors.Is(err, unix.ECONNREFUSED):
 			continue // nobody listens there now
 		case have > 0 && errors.Is(err, os.ErrDeadlineExceeded):
 			m.line.count.partial.Add(1)
@@ -371,7 +371,7 @@ func (m *mux) read(w *stream) error {
 		have += n
 		used, err := m.frames(buf[:have])
 		have = copy(buf, buf[used:have])
-		if w.udp && (err != nil || have > 0) {
+		if w.datagrams && (err != nil || have > 0) {
 			// A datagram is whole or wrong.
 			m.line.count.badHeader.Add(1)
 			have, err = 0, nil

@@ -256,20 +256,24 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// serialBus is a bus on a serial port with short times.
+// patience is the timeout of the lines under test: longer than a busy machine
+// holds up a device here.
+const patience = 200 * time.Millisecond
+
+// serialBus is a bus on a serial port.
 func serialBus(path string) config.Bus {
 	return config.Bus{
 		Name: "line1", Kind: config.Serial, Address: path, Framing: modbus.FramingRTU,
 		Mode:    config.SerialMode{Baud: 115200, DataBits: 8, Parity: 'N', StopBits: 1},
-		Timeout: 60 * time.Millisecond, ConnectTimeout: time.Second, Gap: config.GapAuto, InFlight: 1,
+		Timeout: patience, ConnectTimeout: time.Second, Gap: config.GapAuto, InFlight: 1,
 	}
 }
 
-// tcpBus is a bus on a connection with short times.
+// tcpBus is a bus on a connection.
 func tcpBus(address string, f modbus.Framing) config.Bus {
 	return config.Bus{
 		Name: "plc", Kind: config.TCP, Address: address, Framing: f,
-		Timeout: 60 * time.Millisecond, ConnectTimeout: time.Second, Gap: config.GapAuto, InFlight: 1,
+		Timeout: patience, ConnectTimeout: time.Second, Gap: config.GapAuto, InFlight: 1,
 	}
 }
 

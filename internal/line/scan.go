@@ -20,6 +20,7 @@ const (
 // scan is one look at what a serial line brought after a request.
 type scan struct {
 	heard      heard
+	missing    int        // with heardPart: bytes of the answer still to come, 0 if unknown
 	start, end int        // of the answer
 	pdu        modbus.PDU // of the answer; shares the buffer with RTU, not with ASCII
 	err        error      // the outcome of modbus.CheckResponse: nil or an Exception
@@ -67,7 +68,7 @@ func (q *question) skip(buf []byte, last bool) (n int, whole bool) {
 	case q.echo && selfEqual(q.req):
 		return len(buf), false
 	case len(buf) < len(q.adu) && bytes.HasPrefix(q.adu, buf):
-		return 0, last
+		return 0, last && !q.echo
 	}
 	return 0, true
 }
@@ -103,7 +104,9 @@ func scanRTU(buf []byte, q *question, last bool) scan {
 		case n == 0:
 			n = len(b) // silence has ended it
 		case !known || len(b) < n:
-			s.heard = max(s.heard, heardPart)
+			if s.heard = max(s.heard, heardPart); known {
+				s.missing = n - len(b)
+			}
 			continue
 		}
 		_, pdu, err := modbus.DecodeRTU(b[:n])

@@ -204,28 +204,23 @@ func TestSerialFaults(t *testing.T) {
 			modbus.ErrNoResponse, func(s Stats) uint64 { return s.Echoes }},
 		{"answered twice", func(p *peer, r request) { answerRight(p, r); answerRight(p, r) },
 			nil, func(s Stats) uint64 { return s.WrongAnswer }},
-		{"late", func(p *peer, r request) { p.after(75*time.Millisecond, func() { answerRight(p, r) }) },
+		// What comes meanwhile waits: a device answers in order.
+		{"late", func(p *peer, r request) { time.Sleep(patience + 40*time.Millisecond); answerRight(p, r) },
 			modbus.ErrNoResponse, func(s Stats) uint64 { return s.Late }},
-		{"very late", func(p *peer, r request) { p.after(170*time.Millisecond, func() { answerRight(p, r) }) },
+		{"very late", func(p *peer, r request) { time.Sleep(5 * patience / 2); answerRight(p, r) },
 			modbus.ErrNoResponse, func(s Stats) uint64 { return s.Late }},
 		{"late exception", func(p *peer, r request) {
-			p.after(75*time.Millisecond, func() { p.reply(r, modbus.ExceptionResponse(3, modbus.ServerDeviceBusy)) })
+			time.Sleep(patience + 40*time.Millisecond)
+			p.reply(r, modbus.ExceptionResponse(3, modbus.ServerDeviceBusy))
 		}, modbus.ErrNoResponse, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			noise := make(chan struct{})
 			l, p := serialPeer(t, func(p *peer, r request) {
 				if r.n == 1 {
 					tt.fault(p, r)
-					close(noise)
 					return
-				}
-				// The very late answer comes when the device has long been
-				// asked again: it answers in order.
-				if tt.name == "very late" && time.Since(p.requests()[0].at) < 170*time.Millisecond {
-					p.wait()
 				}
 				answerRight(p, r)
 			})
@@ -233,7 +228,6 @@ func TestSerialFaults(t *testing.T) {
 			if !errors.Is(err, tt.want) {
 				t.Errorf("first read: %v, want %v", err, tt.want)
 			}
-			<-noise
 			for i := 0; ; i++ {
 				err := read(t, l, p, 3, 200, 10)
 				if err == nil {
@@ -253,6 +247,7 @@ func TestSerialFaults(t *testing.T) {
 // TestSerialFence: after a lost answer a shorter read goes before the next of
 // the same shape, and no other.
 func TestSerialFence(t *testing.T) {
+	t.Parallel()
 	lose := true
 	l, p := serialPeer(t, func(p *peer, r request) {
 		if lose {
@@ -288,12 +283,13 @@ func TestSerialFence(t *testing.T) {
 // TestSerialHold: with one register there is no shorter read; the unit is held,
 // the others are not.
 func TestSerialHold(t *testing.T) {
+	t.Parallel()
 	var first time.Time
 	l, p := serialPeer(t, func(p *peer, r request) {
 		if r.n == 1 {
 			first = time.Now()
-			p.after(90*time.Millisecond, func() { answerRight(p, r) })
-			return
+			p.after(patience+60*time.Millisecond, func() { answerRight(p, r) })
+			return // unit 2 is another device
 		}
 		answerRight(p, r)
 	})
@@ -320,11 +316,59 @@ func TestSerialHold(t *testing.T) {
 	if len(r) != 3 || r[1].unit != 2 || r[2].unit != 1 {
 		t.Fatalf("requests %+v, want unit 2 before unit 1", r)
 	}
-	if d := r[2].at.Sub(first); d < 85*time.Millisecond {
+	if d := r[2].at.Sub(first); d < patience+55*time.Millisecond {
 		t.Errorf("unit 1 was asked again %v after the lost request, before its late answer", d)
 	}
 	if s := l.Stats(); s.Late != 1 || s.Fences != 0 {
 		t.Errorf("stats %+v", s)
+	}
+}
+
+// TestSerialAnsweredTwiceLate: on a line that has a pace, the second copy of an
+// answer comes while the next request is being sent. It cannot be the answer.
+func TestSerialAnsweredTwiceLate(t *testing.T) {
+	t.Parallel()
+	const times = inTimeMin + 10
+	pt := openPTY(t)
+	cfg := serialBus(pt.path)
+	cfg.Mode.Baud = 19200
+	char := cfg.Mode.CharTime()
+	p := startPeer(t, pt.master, modbus.FramingRTU, func(p *peer, r request) {
+		answer := rtu(r.unit, right(r))
+		time.Sleep(time.Until(r.at.Add(silence(19200) + time.Duration(len(r.adu)+len(answer))*char)))
+		p.write(answer)
+		if r.n == times {
+			p.after(time.Duration(len(answer))*char, func() { p.write(answer) })
+		}
+	})
+	l := start(t, cfg)
+	for range times + 3 {
+		if err := read(t, l, p, 1, 0, 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := l.Stats(); s.Late+s.WrongAnswer != 1 {
+		t.Errorf("stats %+v, want one late answer", s)
+	}
+}
+
+// TestSerialNoPace: a virtual port that happened to be slow is not held to it.
+func TestSerialNoPace(t *testing.T) {
+	t.Parallel()
+	l, p := serialPeer(t, func(p *peer, r request) {
+		if r.n <= inTimeMin {
+			time.Sleep(3 * time.Millisecond)
+		}
+		answerRight(p, r)
+	})
+	failed := 0
+	for range inTimeMin + 5 {
+		if err := read(t, l, p, 1, 0, 2); err != nil {
+			failed++
+		}
+	}
+	if failed > 1 {
+		t.Errorf("%d reads failed, want at most the first fast one", failed)
 	}
 }
 
@@ -480,6 +524,7 @@ func TestSerialUnplugInFlight(t *testing.T) {
 }
 
 func TestSerialOpenErrors(t *testing.T) {
+	t.Parallel()
 	file := t.TempDir() + "/file"
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -582,7 +627,7 @@ func TestSerialASCII(t *testing.T) {
 			}
 		}, nil},
 		{"echo", func(p *peer, r request) { p.write(r.adu); answerRight(p, r) }, nil},
-		{"late", func(p *peer, r request) { p.after(80*time.Millisecond, func() { answerRight(p, r) }) }, modbus.ErrNoResponse},
+		{"late", func(p *peer, r request) { time.Sleep(patience + 40*time.Millisecond); answerRight(p, r) }, modbus.ErrNoResponse},
 		{"right after late", answerRight, nil},
 		{"other unit", func(p *peer, r request) { p.write(modbus.AppendASCII(nil, r.unit+1, right(r))) }, modbus.ErrBadResponse},
 		{"right at last", answerRight, nil},

@@ -3,11 +3,8 @@ package line
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
-	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -128,14 +125,13 @@ func (l *listener) close() {
 
 // stream is a connection as a wire. On UDP a read returns one datagram.
 type stream struct {
-	conn  net.Conn
-	udp   bool
-	raw   syscall.RawConn
-	woken atomic.Bool
+	source
+	conn net.Conn
 }
 
 func newStream(c net.Conn, udp bool) *stream {
-	s := &stream{conn: c, udp: udp}
+	s := &stream{conn: c}
+	s.source = source{file: c, datagrams: udp}
 	if sc, ok := c.(syscall.Conn); ok {
 		s.raw, _ = sc.SyscallConn() // fails on a closed connection only
 	}
@@ -147,63 +143,16 @@ func newStream(c net.Conn, udp bool) *stream {
 	return s
 }
 
-func (s *stream) read(p []byte, until time.Time) (int, error) {
-	if !until.IsZero() && !time.Now().Before(until) {
-		return s.readNow(p)
-	}
-	if err := s.conn.SetReadDeadline(until); err != nil {
-		return 0, err
-	}
-	// A wake before this line is seen here, one after it in Read.
-	if s.woken.Swap(false) {
-		return 0, nil
-	}
-	n, err := s.conn.Read(p)
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		s.woken.Store(false)
-		err = nil
-	case s.udp && errors.Is(err, unix.ECONNREFUSED):
-		err = nil // nobody listens there now: no answer, not the end of the socket
-	}
-	return n, err
-}
-
-// readNow takes what has arrived and waits for nothing.
-func (s *stream) readNow(p []byte) (n int, err error) {
-	cerr := s.raw.Control(func(fd uintptr) {
-		for {
-			n, err = unix.Read(int(fd), p)
-			if err != unix.EINTR {
-				return
-			}
-		}
-	})
-	switch {
-	case cerr != nil:
-		return 0, cerr
-	case err == unix.EAGAIN, s.udp && err == unix.ECONNREFUSED:
-		return 0, nil
-	case err != nil:
-		return 0, os.NewSyscallError("read", err)
-	case n == 0 && !s.udp:
-		return 0, io.EOF
-	}
-	return n, nil
-}
-
 func (s *stream) write(p []byte) (time.Time, error) {
 	_, err := s.conn.Write(p)
-	if s.udp && errors.Is(err, unix.ECONNREFUSED) {
+	if s.datagrams && errors.Is(err, unix.ECONNREFUSED) {
 		_, err = s.conn.Write(p) // the error belonged to what was sent before
 	}
 	return time.Now(), err
 }
 
-func (s *stream) wake() {
-	s.woken.Store(true)
-	_ = s.conn.SetReadDeadline(time.Unix(1, 0)) // fails on a closed connection, which wakes too
-}
+// hold is no more exact than the runtime's timers: no time on a network is.
+func (s *stream) hold(until time.Time) { time.Sleep(time.Until(until)) }
 
 func (s *stream) stop() { s.conn.Close() }
 

@@ -3,13 +3,11 @@ package line
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -19,36 +17,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spin is how long before a moment the thread stops sleeping and watches the
-// clock instead: about what a wake-up costs.
-const spin = 40 * time.Microsecond
-
-// tty is an open serial port: two descriptors on one device.
-//
-// data is ours. It is read and written without blocking and waited for with
-// ppoll on the line's own thread: that wakes one thread per chunk of bytes, and
-// hears noise while it waits for a silence to end. (os.File would wake the
-// runtime's poller first, then this thread.) control belongs to go.bug.st/serial
-// and sets the mode; nothing is read or written through it.
+// tty is an open serial port: two descriptors on one device. The file is ours,
+// opened first, and carries all bytes; control belongs to go.bug.st/serial and
+// sets the mode.
 type tty struct {
-	control  serial.Port
-	rs485    config.RS485 // Mode is RS485RTS where the kernel could not
-	char     time.Duration
-	busyTill time.Time // when the last byte written will have left
-
-	// The owner alone uses data without mu. Others hold mu, and close takes it,
-	// so that nobody meets a descriptor with a reused number.
-	mu      sync.Mutex
-	closed  bool
-	data    int
-	event   int // an eventfd: readable after wake
-	stopped bool
+	source
+	file    *os.File
+	control serial.Port
+	clock   *clock
+	rs485   config.RS485 // Mode is RS485RTS where the kernel could not
+	char    time.Duration
+	sent    time.Time // when the last byte written will have left
 }
 
 // openTTY opens the port of cfg by its path, which may be a link
 // (/dev/serial/by-id) that now leads to another device than before.
 func openTTY(cfg config.Bus, log *slog.Logger) (*tty, error) {
-	t := &tty{rs485: cfg.RS485, char: cfg.Mode.CharTime(), data: -1, event: -1}
+	t := &tty{rs485: cfg.RS485, char: cfg.Mode.CharTime()}
 	if err := t.open(cfg, log); err != nil {
 		t.close()
 		return nil, fmt.Errorf("open %s: %w", cfg.Address, err)
@@ -56,30 +41,36 @@ func openTTY(cfg config.Bus, log *slog.Logger) (*tty, error) {
 	return t, nil
 }
 
-func (t *tty) open(cfg config.Bus, log *slog.Logger) (err error) {
-	if t.data, err = openData(cfg.Address); err != nil {
+func (t *tty) open(cfg config.Bus, log *slog.Logger) error {
+	fd, err := openData(cfg.Address)
+	if err != nil {
 		return err
 	}
-	if _, err := unix.IoctlGetTermios(t.data, unix.TCGETS); err != nil {
+	t.file = os.NewFile(uintptr(fd), cfg.Address)
+	t.source.file = t.file
+	if t.raw, err = t.file.SyscallConn(); err != nil {
+		return err
+	}
+	if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil {
 		return errors.New("not a serial port")
 	}
-	if err := unix.Flock(t.data, unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return errInUse
 	}
-	if t.control, err = openControl(t.data, cfg.Mode); err != nil {
+	if t.control, err = openControl(fd, cfg.Mode); err != nil {
 		return err
 	}
-	if err := makeRaw(t.data, cfg.Mode); err != nil {
+	if err := makeRaw(fd, cfg.Mode); err != nil {
 		return err
 	}
-	if t.event, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
-		return os.NewSyscallError("eventfd", err)
+	if t.clock, err = newClock(); err != nil {
+		return err
 	}
 	if err := t.setRS485(cfg.Address, log); err != nil {
 		return err
 	}
-	setLowLatency(t.data)
-	if ms, ok := latencyTimer(t.data); ok && ms > 1 {
+	setLowLatency(fd)
+	if ms, ok := latencyTimer(fd); ok && ms > 1 {
 		log.Info("the adapter holds bytes back; make its latency_timer 1 by a udev rule", "address", cfg.Address, "ms", ms)
 	}
 	if err := t.control.ResetInputBuffer(); err != nil {
@@ -162,68 +153,7 @@ func makeRaw(fd int, mode config.SerialMode) error {
 	return os.NewSyscallError("tcsetattr", unix.IoctlSetTermios(fd, unix.TCSETS, &want))
 }
 
-// read implements wire. It is exact: when nothing comes it returns within
-// microseconds after until.
-func (t *tty) read(p []byte, until time.Time) (int, error) {
-	fds := [2]unix.PollFd{
-		{Fd: int32(t.data), Events: unix.POLLIN},
-		{Fd: int32(t.event), Events: unix.POLLIN},
-	}
-	for {
-		var ts *unix.Timespec
-		if !until.IsZero() {
-			d := time.Until(until)
-			if d <= spin {
-				for time.Until(until) > 0 {
-				}
-				return t.readNow(p)
-			}
-			v := unix.NsecToTimespec(int64(d - spin))
-			ts = &v
-		}
-		n, err := unix.Ppoll(fds[:], ts, nil)
-		switch {
-		case err == unix.EINTR || err == nil && n == 0:
-			continue
-		case err != nil:
-			return 0, os.NewSyscallError("ppoll", err)
-		case fds[0].Revents != 0:
-			n, err := t.readNow(p)
-			if n > 0 || err != nil {
-				return n, err
-			}
-			if fds[0].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0 {
-				return 0, io.EOF
-			}
-		case fds[1].Revents != 0:
-			t.mu.Lock()
-			if !t.stopped {
-				var b [8]byte
-				_, _ = unix.Read(t.event, b[:]) // resets it
-			}
-			t.mu.Unlock()
-			return 0, nil
-		}
-	}
-}
-
-// readNow takes what has arrived.
-func (t *tty) readNow(p []byte) (int, error) {
-	for {
-		n, err := unix.Read(t.data, p)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			return 0, nil
-		case err != nil:
-			return 0, os.NewSyscallError("read", err)
-		case n == 0:
-			return 0, io.EOF // unplugged
-		}
-		return n, nil
-	}
-}
+func (t *tty) hold(until time.Time) { t.clock.sleep(until) }
 
 // write implements wire.
 func (t *tty) write(p []byte) (end time.Time, err error) {
@@ -232,121 +162,74 @@ func (t *tty) write(p []byte) (end time.Time, err error) {
 		if err := t.setRTS(!t.rs485.Invert); err != nil {
 			return time.Time{}, err
 		}
-		sleepUntil(time.Now().Add(t.rs485.DelayBefore))
+		t.hold(time.Now().Add(t.rs485.DelayBefore))
 	}
-	end = later(time.Now(), t.busyTill).Add(time.Duration(len(p)) * t.char)
-	t.busyTill = end
-	if err := t.writeAll(p, end.Add(time.Second)); err != nil {
+	end = later(time.Now(), t.sent).Add(time.Duration(len(p)) * t.char)
+	t.sent = end
+	// A driver that takes nothing for so long is broken, or held by flow control.
+	if err := t.file.SetWriteDeadline(end.Add(time.Second)); err != nil {
+		return end, err
+	}
+	if _, err := t.file.Write(p); err != nil {
 		return end, err
 	}
 	if rts {
-		return t.release(end)
+		err = t.release(end)
 	}
-	return end, nil
-}
-
-// writeAll hands p to the driver. A driver that takes nothing until limit is
-// broken, or its flow control is on.
-func (t *tty) writeAll(p []byte, limit time.Time) error {
-	for len(p) > 0 {
-		n, err := unix.Write(t.data, p)
-		if n > 0 {
-			p = p[n:]
-		}
-		if err == nil || err == unix.EINTR {
-			continue
-		}
-		if err != unix.EAGAIN {
-			return os.NewSyscallError("write", err)
-		}
-		d := time.Until(limit)
-		if d <= 0 {
-			return errors.New("write: the port takes no bytes")
-		}
-		ts := unix.NsecToTimespec(int64(d))
-		fds := []unix.PollFd{{Fd: int32(t.data), Events: unix.POLLOUT}}
-		if _, err := unix.Ppoll(fds, &ts, nil); err != nil && err != unix.EINTR {
-			return os.NewSyscallError("ppoll", err)
-		}
-	}
-	return nil
+	return end, err
 }
 
 // release switches the transmitter off once the last byte has left. Drain sleeps
 // in whole ticks of the kernel's clock, too long before an answer that may come
 // after 3.5 characters; so it is called one character after the time the bytes
 // need, when it mostly has nothing left to wait for.
-func (t *tty) release(end time.Time) (time.Time, error) {
-	sleepUntil(end.Add(t.char))
-	if err := unix.IoctlSetInt(t.data, unix.TCSBRK, 1); err != nil && err != unix.EINTR {
-		return end, os.NewSyscallError("tcdrain", err)
+func (t *tty) release(end time.Time) error {
+	t.hold(end.Add(t.char))
+	if err := t.control.Drain(); err != nil && !errors.Is(err, unix.EINTR) {
+		return fmt.Errorf("drain: %w", err)
 	}
-	sleepUntil(time.Now().Add(t.rs485.DelayAfter))
-	if err := t.setRTS(t.rs485.Invert); err != nil {
-		return end, err
-	}
-	return time.Now(), nil
+	t.hold(time.Now().Add(t.rs485.DelayAfter))
+	return t.setRTS(t.rs485.Invert)
 }
 
-// sleepUntil holds the thread up to a moment, exactly.
-func sleepUntil(at time.Time) {
-	for {
-		d := time.Until(at)
-		if d <= 0 {
-			return
-		}
-		if d > spin {
-			ts := unix.NsecToTimespec(int64(d - spin))
-			_ = unix.ClockNanosleep(unix.CLOCK_MONOTONIC, 0, &ts, nil) // EINTR: the loop sees
-		}
-	}
-}
-
-func (t *tty) wake() { t.signal(false) }
-
-func (t *tty) stop() { t.signal(true) }
-
-func (t *tty) signal(stop bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return
-	}
-	t.stopped = t.stopped || stop
-	_, _ = unix.Write(t.event, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // fails only when 2^64 wakes are pending
+// stop ends a running read and write for good.
+func (t *tty) stop() {
+	// Without the flush close waits, up to 30 s, for bytes that a stuck port
+	// never sends.
+	_ = t.ioctl(func(fd int) error { return unix.IoctlSetInt(fd, unix.TCFLSH, unix.TCIOFLUSH) })
+	t.file.Close()
 }
 
 // close frees both descriptors of the device at once: a held one makes the
 // kernel give an adapter that is plugged in again a new name.
 func (t *tty) close() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return
-	}
-	t.closed = true
-	if t.data >= 0 {
-		// Else close waits, up to 30 s, for bytes that a stuck port never sends.
-		_ = unix.IoctlSetInt(t.data, unix.TCFLSH, unix.TCIOFLUSH)
+	if t.file != nil {
+		t.stop()
 	}
 	if t.control != nil {
 		t.control.Close()
 	}
-	for _, fd := range []int{t.data, t.event} {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
+	if t.clock != nil {
+		t.clock.close()
 	}
 }
 
-// serialErrors reads the driver's counters; zero where it has none.
-func (t *tty) serialErrors() SerialErrors {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return SerialErrors{}
+// ioctl calls f with the descriptor, which is not closed meanwhile.
+func (t *tty) ioctl(f func(fd int) error) (err error) {
+	cerr := t.raw.Control(func(fd uintptr) { err = f(int(fd)) })
+	if cerr != nil {
+		return cerr
 	}
-	return icounter(t.data)
+	return err
+}
+
+// serialErrors reads the driver's counters; zero where it has none.
+func (t *tty) serialErrors() (e SerialErrors) {
+	_ = t.ioctl(func(fd int) error { // fails on a port that was just closed
+		e = icounter(fd)
+		return nil
+	})
+	return e
 }
 
 // latencyTimer returns how many milliseconds an FTDI adapter may hold back

@@ -30,6 +30,10 @@ const (
 	// longFrame bounds how long one answer may trickle in beyond its time on
 	// the wire.
 	longFrame = 6 * time.Second
+	// exactly is the end of a silence that is slept through rather than listened
+	// to: more than 3.5 characters at 9600 baud, so that most silences are one
+	// sleep.
+	exactly = 5 * time.Millisecond
 	// babble is how long the line may keep a request from being sent by never
 	// falling silent.
 	babble = 3 * time.Second
@@ -57,8 +61,32 @@ type turns struct {
 	last     time.Time // when the wire was last heard or had sent
 	notUntil time.Time // nothing is sent before
 	stray    []byte    // what arrived unasked since last looked at
+	silent   int       // requests in a row to which nothing came
+	pace     pace
+	marks    []mark // when the bytes in in came
 	in, out  []byte
 }
+
+// mark is how many bytes had come at a time.
+type mark struct {
+	n  int
+	at time.Time
+}
+
+// pace is whether bytes take their time on a serial port. On a real one no
+// answer begins before its request has left, so a frame that did is another's: a
+// device answered twice, or somebody else spoke. A pseudo terminal delivers at
+// once, and every answer is early. So it counts only where many answers came in
+// time and none came early.
+type pace struct {
+	inTime int
+	off    bool
+}
+
+// inTimeMin is how many answers in time make an early one suspect.
+const inTimeMin = 20
+
+func (p *pace) known() bool { return !p.off && p.inTime >= inTimeMin }
 
 // echo is what is known of the wire bringing back what we send.
 type echo uint8
@@ -180,7 +208,7 @@ func (t *turns) serve(ctx context.Context, w wire) error {
 	t.mu.Lock()
 	t.wire, t.closed = w, false
 	t.mu.Unlock()
-	t.echo = echoUnknown
+	t.echo, t.silent, t.pace = echoUnknown, 0, pace{}
 	t.last = time.Now()
 	t.stray = t.stray[:0]
 	defer context.AfterFunc(ctx, t.stop)()
@@ -277,6 +305,7 @@ func (t *turns) listen(until time.Time) error {
 	n, err := t.wire.read(buf[:], until)
 	if n > 0 {
 		t.last = time.Now()
+		t.line.count.bytesReceived.Add(uint64(n))
 		t.stray = append(t.stray, buf[:n]...)
 		if len(t.stray) >= modbus.MaxASCII || t.whole(t.stray) {
 			t.discard()
@@ -301,7 +330,6 @@ func (t *turns) discard() {
 	if len(t.stray) == 0 {
 		return
 	}
-	t.line.count.bytesReceived.Add(uint64(len(t.stray)))
 	t.line.wireTap('<', t.stray, t.last)
 	t.account(t.stray, nil)
 	t.stray = t.stray[:0]
@@ -447,6 +475,13 @@ func (t *turns) quiet(gap time.Duration) error {
 		if limit.IsZero() {
 			limit = later(until, time.Now()).Add(babble)
 		}
+		// The end of the silence is kept exactly, and not listened into: bytes
+		// that came in it are found at its end, and begin it anew.
+		if time.Until(until) > exactly {
+			until = until.Add(-exactly / 2)
+		} else {
+			t.wire.hold(until)
+		}
 		before := t.last
 		if err := t.listen(until); err != nil {
 			return lost(err, false)
@@ -455,12 +490,10 @@ func (t *turns) quiet(gap time.Duration) error {
 		switch {
 		case t.isClosed():
 			return lost(errStopped, false)
-		case t.last != before:
-			if now.After(limit) {
-				t.discard()
-				return fmt.Errorf("%w: the line is never silent", modbus.ErrNotConnected)
-			}
-		case !now.Before(until):
+		case t.last != before && now.After(limit):
+			t.discard()
+			return fmt.Errorf("%w: the line is never silent", modbus.ErrNotConnected)
+		case t.last == before && !now.Before(later(t.last.Add(gap), t.notUntil)):
 			t.discard()
 			return nil
 		}
@@ -479,11 +512,13 @@ func (t *turns) receive(j *job, req modbus.PDU, sent time.Time) (modbus.PDU, err
 	deadline := sent.Add(j.timeout)
 	end := deadline.Add(longFrame + modbus.MaxASCII*t.char)
 	buf, until := t.in[:0], deadline
+	t.marks = t.marks[:0]
+	early := false
 	var s scan
 	for s.heard != heardAnswer {
 		n, err := t.wire.read(buf[len(buf):cap(buf)], until)
 		now := time.Now()
-		if err == nil && n == 0 && t.isClosed() {
+		if n == 0 && t.isClosed() {
 			err = errStopped
 		}
 		if err != nil {
@@ -494,24 +529,76 @@ func (t *turns) receive(j *job, req modbus.PDU, sent time.Time) (modbus.PDU, err
 			t.last = now
 			t.line.count.bytesReceived.Add(uint64(n))
 			buf = buf[:len(buf)+n]
+			t.marks = append(t.marks, mark{len(buf), now})
 			s = t.scan(buf, q, false)
+			if s.heard == heardAnswer && t.tooEarly(s, sent) {
+				early = true
+				t.line.count.late.Add(1)
+				t.line.wireTap('<', buf[:s.end], now)
+				buf = buf[:copy(buf, buf[s.end:])]
+				t.marks = append(t.marks[:0], mark{len(buf), now})
+				s = t.scan(buf, q, false)
+			}
 			until = t.patience(s.heard, deadline)
 			if len(buf) == cap(buf) && s.heard != heardAnswer {
 				until = now // babble: no answer is that long
 			}
+			t.rest(n, s)
 		}
 		if s.heard != heardAnswer && (!now.Before(until) || now.After(end)) {
 			s = t.scan(buf, q, true)
 			break
 		}
 	}
-	if len(buf) > 0 {
-		t.line.wireTap('<', buf, t.last)
-	}
 	if s.heard != heardAnswer {
+		if len(buf) > 0 {
+			t.line.wireTap('<', buf, t.last)
+		}
+		if early {
+			// No answer but the early one: perhaps this line has no pace.
+			t.pace.off = true
+		}
 		return nil, t.failed(j, q, buf, s, sent)
 	}
+	t.line.wireTap('<', buf[:s.end], t.last)
 	return t.accept(q, buf, s, sent)
+}
+
+// tooEarly reports whether the frame that a scan found began before the request
+// had left, on a line that is known to have a pace. The first n bytes of a frame
+// that are there at a time began at least n characters before.
+func (t *turns) tooEarly(s scan, sent time.Time) bool {
+	if t.char == 0 || t.pace.off {
+		return false
+	}
+	const slack = 64 // a 64th for clocks that differ, and one character
+	for _, m := range t.marks {
+		n := min(m.n, s.end) - s.start
+		if n <= 0 {
+			continue
+		}
+		took := time.Duration(n) * t.char
+		if m.at.Add(-took + took/slack + t.char).Before(sent) {
+			if t.pace.known() {
+				return true
+			}
+			t.pace.off = true
+			return false
+		}
+	}
+	t.pace.inTime++
+	return false
+}
+
+// rest sleeps while the rest of an answer is on a serial line, when the port
+// delivers byte by byte (n at last): a wake-up for each byte is more than a small
+// processor can do at 115200 baud.
+func (t *turns) rest(n int, s scan) {
+	const few, early = 4, time.Millisecond
+	d := min(time.Duration(s.missing)*t.char-early, t.pause)
+	if s.heard == heardPart && n <= few && d > early {
+		t.wire.hold(t.last.Add(d))
+	}
 }
 
 // patience returns how long to wait for more bytes after the last ones.
@@ -543,6 +630,7 @@ func (t *turns) accept(q *question, buf []byte, s scan, sent time.Time) (modbus.
 	}
 	t.account(front, q)
 	t.stray = append(t.stray[:0], buf[s.end:]...)
+	t.silent = 0
 	t.ledger(q.unit).answered(t.last.Sub(sent))
 	c.responses.Add(1)
 	if s.err != nil {
@@ -576,7 +664,12 @@ func (t *turns) failed(j *job, q *question, buf []byte, s scan, sent time.Time) 
 	}
 	if len(rest) == 0 {
 		c.timeouts.Add(1)
-		return noResponse(j.timeout)
+		err := noResponse(j.timeout)
+		t.silent++
+		if t.silent >= mostSilent && t.line.cfg.Kind == config.TCP {
+			return &lostError{fmt.Errorf("%d requests in a row without an answer", t.silent), err}
+		}
+		return err
 	}
 	if s.heard == heardPart {
 		c.partial.Add(1)

@@ -2,10 +2,17 @@ package line
 
 import (
 	"context"
+	"errors"
+	"io"
 	"math/rand/v2"
+	"os"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"fieldgate/internal/config"
+
+	"golang.org/x/sys/unix"
 )
 
 // wire is an open serial port or connection. One goroutine owns it; only wake
@@ -20,11 +27,74 @@ type wire interface {
 	// connection, by the baud rate on a serial port, which has only taken p
 	// over when write returns.
 	write(p []byte) (end time.Time, err error)
+	// hold waits until a moment, exactly on a serial port, and does not read.
+	hold(until time.Time)
 	// wake ends a running read, or the next one.
 	wake()
 	// stop is wake for good: no read or write waits any more.
 	stop()
 	close()
+}
+
+// source is the reading side of a wire, waited for by the runtime's poller.
+type source struct {
+	file interface {
+		Read(p []byte) (int, error)
+		SetReadDeadline(at time.Time) error
+	}
+	raw       syscall.RawConn // of file
+	datagrams bool
+	woken     atomic.Bool
+}
+
+func (s *source) read(p []byte, until time.Time) (int, error) {
+	if !until.IsZero() && !time.Now().Before(until) {
+		return s.readNow(p)
+	}
+	if err := s.file.SetReadDeadline(until); err != nil {
+		return 0, err
+	}
+	// A wake before this line is seen here, one after it in Read.
+	if s.woken.Swap(false) {
+		return 0, nil
+	}
+	n, err := s.file.Read(p)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		s.woken.Store(false)
+		err = nil
+	case s.datagrams && errors.Is(err, unix.ECONNREFUSED):
+		err = nil // nobody listens there now: no answer, not the end of the socket
+	}
+	return n, err
+}
+
+// readNow takes what has arrived and waits for nothing.
+func (s *source) readNow(p []byte) (n int, err error) {
+	cerr := s.raw.Control(func(fd uintptr) {
+		for {
+			n, err = unix.Read(int(fd), p)
+			if err != unix.EINTR {
+				return
+			}
+		}
+	})
+	switch {
+	case cerr != nil:
+		return 0, cerr
+	case err == unix.EAGAIN, s.datagrams && err == unix.ECONNREFUSED:
+		return 0, nil
+	case err != nil:
+		return 0, os.NewSyscallError("read", err)
+	case n == 0 && !s.datagrams:
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+func (s *source) wake() {
+	s.woken.Store(true)
+	_ = s.file.SetReadDeadline(time.Unix(1, 0)) // fails on a closed file, which wakes too
 }
 
 // opener opens the wire of a line again and again.

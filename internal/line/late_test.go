@@ -1,0 +1,164 @@
+package line
+
+import (
+	"testing"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+)
+
+func holding(n uint16) modbus.PDU { return modbus.ReadRequest(modbus.HoldingRegisters, 0, n) }
+
+func TestConfusable(t *testing.T) {
+	coils := func(n uint16) modbus.PDU { return modbus.ReadRequest(modbus.Coils, 0, n) }
+	tests := []struct {
+		name     string
+		old, req modbus.PDU
+		want     bool
+	}{
+		{"same read", holding(2), holding(2), true},
+		{"another length", holding(2), holding(3), false},
+		{"another address", modbus.ReadRequest(modbus.HoldingRegisters, 9, 2), holding(2), true},
+		{"another table", modbus.ReadRequest(modbus.InputRegisters, 0, 2), holding(2), false},
+		{"coils in as many bytes", coils(9), coils(16), true},
+		{"coils in more bytes", coils(16), coils(17), false},
+		{"same write", modbus.WriteRegisterRequest(1, 2), modbus.WriteRegisterRequest(1, 2), false},
+		{"read and write", modbus.ReadWriteRequest(0, 2, 0, []uint16{1}), modbus.ReadWriteRequest(0, 2, 0, []uint16{2}), true},
+		{"no known length", modbus.ServerIDRequest(), modbus.ServerIDRequest(), true},
+	}
+	for _, tt := range tests {
+		if got := confusable(tt.old, tt.req); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
+
+func TestLedger(t *testing.T) {
+	now := time.Now()
+	at := func(ms int) time.Time { return now.Add(time.Duration(ms) * time.Millisecond) }
+	const timeout = 100 * time.Millisecond
+	quantity := func(p modbus.PDU) int {
+		if p == nil {
+			return 0
+		}
+		return int(p[4])
+	}
+	var g ledger
+	next := func(what string, req modbus.PDU, ms, fence, wait int) {
+		t.Helper()
+		f, w := g.next(req, at(ms))
+		var want time.Time
+		if wait > 0 {
+			want = at(wait)
+		}
+		if quantity(f) != fence || !w.Equal(want) {
+			t.Errorf("%s: fence of %d, wait until %v; want fence of %d, until %v", what, quantity(f), w.Sub(now), fence, want.Sub(now))
+		}
+	}
+	next("nothing owed", holding(5), 0, 0, 0)
+	g.owe(holding(5), at(0), timeout)
+	next("same shape", holding(5), 100, 4, 0)
+	next("another shape", holding(6), 100, 0, 0)
+	g.owe(holding(4), at(100), timeout)
+	next("the fence was lost too", holding(5), 200, 3, 0)
+	next("when all is long past", holding(5), 1200, 0, 0)
+
+	g = ledger{}
+	g.owe(holding(1), at(0), timeout)
+	next("one register", holding(1), 100, 0, 200)
+	next("twice the time later", holding(1), 200, 0, 0)
+	next("two registers have another shape", holding(2), 100, 0, 0)
+	if !g.pay(modbus.PDU{3, 2, 0, 0}, at(350)) {
+		t.Error("the late answer is not known")
+	}
+	next("paid", holding(1), 360, 0, 0)
+	g.owe(holding(1), at(400), timeout)
+	next("the unit was seen to take 350 ms", holding(1), 500, 0, 1100)
+	g.answered(10 * time.Millisecond)
+	next("answered", holding(1), 510, 0, 0)
+	for range 100 {
+		g.answered(10 * time.Millisecond)
+	}
+	if g.slowest > 20*time.Millisecond {
+		t.Errorf("slowest %v does not fade", g.slowest)
+	}
+
+	g = ledger{}
+	for n := range uint16(mostOwed + 2) {
+		g.owe(holding(20-n), at(int(n)), timeout)
+	}
+	next("a unit that owes too much is held", holding(18), 100, 0, 202)
+	if len(g.owed) != mostOwed {
+		t.Errorf("%d owed, want %d", len(g.owed), mostOwed)
+	}
+
+	g = ledger{}
+	g.owe(modbus.ReadRequest(modbus.Coils, 0, 20), at(0), timeout)
+	next("coils", modbus.ReadRequest(modbus.Coils, 0, 24), 10, 16, 0)
+	next("eight coils", modbus.ReadRequest(modbus.Coils, 0, 8), 10, 0, 0)
+}
+
+func TestWindow(t *testing.T) {
+	now := time.Now()
+	w := newWindow(config.InFlightAuto)
+	grow := func() (answers int) {
+		for w.size < mostInFlight || w.trial() {
+			w.right(w.size > 1, now)
+			if answers++; answers > 1000 {
+				t.Fatalf("window %+v does not grow", w)
+			}
+		}
+		return answers
+	}
+	for range 100 {
+		w.right(false, now)
+	}
+	if w.size != 2 {
+		t.Errorf("size %d when nothing overlaps, want 2", w.size)
+	}
+	if n := grow(); n > 150 {
+		t.Errorf("%d answers until the window is open", n)
+	}
+	for _, penalty := range []time.Duration{time.Minute, 2 * time.Minute, 4 * time.Minute} {
+		w.slip(now)
+		if w.size != 1 || !w.trial() {
+			t.Errorf("after a slip: %+v", w)
+		}
+		w.slip(now) // one at a time is no proof
+		now = now.Add(penalty - time.Second)
+		for range 100 {
+			w.right(false, now)
+		}
+		if w.size != 1 {
+			t.Errorf("size %d before %v have passed", w.size, penalty)
+		}
+		now = now.Add(time.Second)
+		grow()
+	}
+	for in, want := range map[int]int{1: 1, 5: 5, 16: 16, 17: 16, -3: 1} {
+		w := newWindow(in)
+		w.right(true, now)
+		w.slip(now)
+		if w.size != want || w.trial() {
+			t.Errorf("in_flight %d: %+v", in, w)
+		}
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	for _, k := range []config.BusKind{config.Serial, config.TCP} {
+		b := newBackoff(k)
+		due := b.first
+		for range 12 {
+			if d := b.next(); d < due/2 || d > due {
+				t.Errorf("%v: wait %v, want between %v and %v", k, d, due/2, due)
+			}
+			due = min(2*due, b.most)
+		}
+		b.reset()
+		if d := b.next(); d > b.first {
+			t.Errorf("%v: wait %v after success", k, d)
+		}
+	}
+}
