@@ -488,7 +488,7 @@ func coreType(n *node) core {
 		}
 		return coreText
 	}
-	body := strings.TrimLeft(s[:1], "+-") + s[1:]
+	body := unsigned(s)
 	switch body {
 	case ".inf", ".Inf", ".INF", ".nan", ".NaN", ".NAN":
 		return coreFloat
@@ -518,6 +518,14 @@ func coreType(n *node) core {
 		return coreText
 	}
 	return coreFloat
+}
+
+// unsigned cuts the sign off a number, if it has one.
+func unsigned(s string) string {
+	if s != "" && (s[0] == '+' || s[0] == '-') {
+		return s[1:]
+	}
+	return s
 }
 
 // span counts the digits that s begins with and returns what follows them.

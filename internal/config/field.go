@@ -149,7 +149,7 @@ func interval() value[point.Interval] {
 		case isPlain(n, "never"):
 			return point.Never, true
 		}
-		v, ok := d.duration(n, 0, 365*24*time.Hour, ", or once or never")
+		v, ok := d.duration(n, 0, 365*24*time.Hour, wantDuration+", or once or never")
 		return point.Interval(v), ok
 	}}
 }
@@ -186,7 +186,7 @@ func unitIDs() value[[]unitRange] {
 			return nil, false
 		}
 		if n.Style() == yamltree.Plain && coreType(n) != coreText {
-			v, ok := d.integer(n, 0, 255)
+			v, ok := d.integer(n, 0, 255, want)
 			return []unitRange{{modbus.UnitID(v), modbus.UnitID(v)}}, ok
 		}
 		var out []unitRange
@@ -411,7 +411,7 @@ func bitFields() value[[]named[bitField]] {
 			return bitField{}, false
 		}
 		if n.Style() == yamltree.Plain && coreType(n) != coreText {
-			v, ok := d.integer(n, 0, 15)
+			v, ok := d.integer(n, 0, 15, want)
 			return bitField{uint8(v), 1}, ok
 		}
 		a, b, several := strings.Cut(s, "-")

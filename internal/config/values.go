@@ -84,13 +84,14 @@ func boolean() value[bool] {
 
 // integer is a whole number from least to most.
 func integer(least, most int) value[int] {
+	want := fmt.Sprintf("a whole number from %d to %d", least, most)
 	return value[int]{integers(least, most), func(d *decoder, n *node) (int, bool) {
-		return d.integer(n, least, most)
+		return d.integer(n, least, most, want)
 	}}
 }
 
-func (d *decoder) integer(n *node, least, most int) (int, bool) {
-	neg, mag, ok := d.whole(n, fmt.Sprintf("a whole number from %d to %d", least, most))
+func (d *decoder) integer(n *node, least, most int, want string) (int, bool) {
+	neg, mag, ok := d.whole(n, want)
 	if !ok {
 		return 0, false
 	}
@@ -119,7 +120,7 @@ func (d *decoder) whole(n *node, want string) (neg bool, mag uint64, ok bool) {
 		}
 		return false, 0, false
 	}
-	body := strings.TrimLeft(s[:1], "+-") + s[1:]
+	body := unsigned(s)
 	neg = s[0] == '-'
 	digits, rest := span(body)
 	switch {
@@ -183,7 +184,7 @@ func (d *decoder) decimal(n *node, want string) (point.Decimal, bool) {
 		d.shapef(n, "the quotes make it text; write %s without them", s)
 		return point.Decimal{}, false
 	}
-	if body := strings.TrimLeft(s[:1], "+-") + s[1:]; is == coreInt && len(body) > 1 && body[0] == '0' {
+	if body := unsigned(s); is == coreInt && len(body) > 1 && body[0] == '0' {
 		_, _, ok := d.whole(n, want) // says why a leading 0 is a trap
 		if !ok {
 			return point.Decimal{}, false
@@ -278,13 +279,14 @@ func duration(least, most time.Duration) value[time.Duration] {
 		s = anyOf(s, schema{{"const", 0}})
 	}
 	return value[time.Duration]{s, func(d *decoder, n *node) (time.Duration, bool) {
-		return d.duration(n, least, most, "")
+		return d.duration(n, least, most, wantDuration)
 	}}
 }
 
-// duration reads a time; words are others that might stand in its place.
-func (d *decoder) duration(n *node, least, most time.Duration, words string) (time.Duration, bool) {
-	want := "a duration such as 300ms, 1s, 5m or 30d" + words
+const wantDuration = "a duration such as 300ms, 1s, 5m or 30d"
+
+// duration reads a time; want says what may stand there.
+func (d *decoder) duration(n *node, least, most time.Duration, want string) (time.Duration, bool) {
 	s, ok := d.scalar(n, want)
 	if !ok {
 		return 0, false
@@ -375,9 +377,10 @@ func enum[V any](words ...word[V]) value[V] {
 	for i, w := range words {
 		known[i] = w.text
 	}
+	want := "one of " + strings.Join(known, ", ")
 	return value[V]{schema{{"enum", known}}, func(d *decoder, n *node) (V, bool) {
 		var none V
-		s, ok := d.scalar(n, "one of "+strings.Join(known, ", "))
+		s, ok := d.scalar(n, want)
 		if !ok {
 			return none, false
 		}
