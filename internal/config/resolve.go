@@ -685,6 +685,10 @@ func (r *resolver) groups(v *named[rawDevice], ctx pointContext, points []point.
 			r.in(string(points[e.first].ID))
 			r.faultf(at[e.first], "group %s spans %d %s, from %d to %d, and one request reads at most %d; split the group", name, e.to-e.from, what, e.from, e.to-1, most)
 			r.out()
+		} else if from, to := hole(points, points[e.first].Table, e.from, e.to); v.is.holes != HolesAuto && to-from > v.is.holes {
+			r.in(string(points[e.first].ID))
+			r.faultf(at[e.first], "group %s has a hole of %d %s, from %d to %d, and holes: %d forbids to read them; write holes: %d, or split the group", name, to-from, what, from, to-1, v.is.holes, to-from)
+			r.out()
 		}
 	}
 	for _, g := range v.is.every.groups {
@@ -695,6 +699,32 @@ func (r *resolver) groups(v *named[rawDevice], ctx pointContext, points []point.
 			r.path = path
 		}
 	}
+}
+
+// hole returns the longest run of addresses between two of a table that no
+// point covers.
+func hole(points []point.Point, table modbus.Table, start, end int) (from, to int) {
+	covered := make([]bool, end-start)
+	for i := range points {
+		p := &points[i]
+		if p.Table != table {
+			continue
+		}
+		for a := max(int(p.Address), start); a < min(int(p.Address)+p.Words(), end); a++ {
+			covered[a-start] = true
+		}
+	}
+	run := 0
+	for a, is := range covered {
+		if is {
+			run = 0
+			continue
+		}
+		if run++; run > to-from {
+			from, to = start+a+1-run, start+a+1
+		}
+	}
+	return from, to
 }
 
 // overlaps warns of two points that may both be written and share registers.
