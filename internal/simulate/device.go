@@ -312,13 +312,15 @@ func (d *Device) reply(framing modbus.Framing, tx uint16, unit modbus.UnitID, re
 	if fault != nil && fault.Kind == Silent {
 		return reply{}
 	}
-	resp := modbus.ExceptionResponse(req.Function(), modbus.ServerDeviceBusy)
+	var resp modbus.PDU
+	var err error
 	if fault != nil && fault.Kind == Refuse {
-		resp = modbus.ExceptionResponse(req.Function(), fault.code())
-	} else if answer, err := d.answer(req); err != nil {
-		resp = modbus.ExceptionResponse(req.Function(), modbus.ExceptionFor(err))
+		err = fault.code()
 	} else {
-		resp = answer
+		resp, err = d.answer(req)
+	}
+	if err != nil {
+		resp = modbus.ExceptionResponse(req.Function(), modbus.ExceptionFor(err))
 	}
 	if broadcast {
 		return reply{}
@@ -340,8 +342,11 @@ func (d *Device) begin() (*Fault, time.Duration) {
 	return strike(d.settings.Faults, d.requests, time.Since(d.start), d.random), latency
 }
 
-// answer executes a request.
+// answer executes a request, unless it breaks the specification.
 func (d *Device) answer(req modbus.PDU) (modbus.PDU, error) {
+	if err := modbus.CheckRequest(req); err != nil {
+		return nil, err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch req.Function() {
