@@ -175,7 +175,9 @@ func (b *Bus) finishAsk(o *op, now instant) {
 	default:
 		for _, s := range o.read.slots {
 			a.samples = append(a.samples, point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended.UTC()})
+			d.had[s.point] = false
 		}
+		d.readOnce(now)
 		a.note(fmt.Errorf("%s: %w", d.points[o.read.Points[0]].ID, o.err))
 	}
 	if len(a.reads) == 0 && a.out == 0 {

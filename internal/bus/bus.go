@@ -16,7 +16,8 @@
 // hundred buses wakes up eight times a second and not a thousand. The first
 // poll is made at once. A poll that is late is made when the wire is free; one
 // that is late by a whole interval is left out and counted. What is due first
-// goes first, so devices that are read as fast as possible take turns.
+// goes first, so devices that are read as fast as possible take turns. Points
+// that are read once are read again when their device was offline.
 //
 // # What refuses
 //
@@ -31,15 +32,17 @@
 // # Who does not answer
 //
 // A device is online while it answers, whatever it answers. When a poll gets no
-// answer, repeats included, it is suspect: polling stops, and a short probe -
-// its smallest read, with a time limit of three times its usual answer time -
-// is tried at once and then every half second. After the third it is offline,
-// and probed every 5 s at first, later at a sixteenth of the time it has been
-// away, at most every 5 min (the bounds are the device's backoff). So it is
-// read again after no more than a sixteenth of its absence, and costs its
-// neighbours less than 2 % of the wire. Every second probe has twice the time
-// limit, every fourth four times, and so on up to the configured timeout, in
-// case the device has become slower. The first answer starts a full poll.
+// answer, repeats included, polling stops and a short probe - the device's
+// smallest read, with a time limit of three times its usual answer time - is
+// tried at once. Without an answer the device is suspect, and probed every half
+// second; after the third probe it is offline, and probed every 5 s at first,
+// later at a sixteenth of the time it has been away, at most every 5 min (the
+// bounds are the device's backoff). So it is read again after no more than a
+// sixteenth of its absence, and costs its neighbours less than 2 % of the wire.
+// Every second probe has twice the time limit, every fourth four times, and so
+// on up to the configured timeout, in case the device has become slower. The
+// first answer starts a full poll. A device that was never seen is probed with
+// the time limit of the slowest beside it.
 //
 // A wire that is not there is no proof against its devices: they are called
 // offline, but polled as before as soon as it is back.
@@ -116,6 +119,10 @@ type Bus struct {
 	regs    []uint16 // scratch
 	batch   []point.Sample
 	link    link
+
+	// probesFrom keeps the probes of many dead devices from taking turns at the
+	// wire while others are alive.
+	probesFrom instant
 
 	mu      sync.Mutex
 	inbox   []errand
@@ -411,7 +418,11 @@ func (b *Bus) next(now instant) (*op, instant) {
 		var first *device
 		at := never
 		for _, d := range b.devices {
-			if ready := d.ready(b.jobs != nil); ready < at {
+			ready := d.ready(b.jobs != nil)
+			if d.probing {
+				ready = max(ready, b.probesFrom)
+			}
+			if ready < at {
 				first, at = d, ready
 			}
 		}
@@ -439,7 +450,8 @@ func (b *Bus) finish(ctx context.Context, o *op) {
 		b.wireUp(now)
 		b.noteOp(o)
 		if isAnswer(o.err) && !d.broadcast {
-			b.answered(o, now)
+			d.learn(o)
+			b.answered(d, now)
 		}
 	}
 	switch {
@@ -487,9 +499,9 @@ func (b *Bus) wireDown(now instant, err error) {
 			p.drop()
 		}
 		b.endPolls(d, now)
-		d.resume(now)
 		b.setState(d, Offline, now, err)
 		b.emitAllBad(d)
+		d.resume(now)
 	}
 }
 

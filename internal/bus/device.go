@@ -18,7 +18,7 @@ type State uint8
 const (
 	Unknown State = iota
 	Online        // it answers
-	Suspect       // the last poll got no answer
+	Suspect       // the last poll and the probe after it got no answer
 	Offline       // it has not answered for a while, or its wire is not there
 )
 
@@ -39,6 +39,7 @@ func (s State) String() string {
 // The pace of probes and of forgetting (see the package comment).
 const (
 	suspectProbes = 3 // without answer make a device offline
+	probeShare    = 4 // the pause after a probe without answer, in times of what it took
 	suspectWait   = 500 * time.Millisecond
 	absenceShare  = 16
 
@@ -85,6 +86,8 @@ type device struct {
 	hasSilent bool            // some of it was learned from silence
 	told      map[string]bool // what the log has said of refusals
 
+	had []bool // by point: of those to be read once, the ones that were
+
 	// Reachability.
 	state   State
 	probing bool // polling has stopped
@@ -95,9 +98,9 @@ type device struct {
 	lost    uint64        // tick of the loss
 	blame   *read         // the read that got no answer
 	usual   time.Duration // decaying maximum of the answer time, the wire's share taken off
-	seen    bool
-	cutOff  bool // it is offline because the wire is
-	allBad  bool // Bad samples of all points were emitted, and nothing since
+	seen    bool          // usual is known
+	cutOff  bool          // it is offline because the wire is
+	allBad  bool          // Bad samples of all points were emitted, and nothing since
 
 	// The fence (see write.go).
 	writing []int    // by point: writes not ended
@@ -119,6 +122,7 @@ func newDevice(b config.Bus, c config.Device, slot int, unix int64) *device {
 		floor:     probeFloorNet,
 		points:    c.Points,
 		told:      make(map[string]bool),
+		had:       make([]bool, len(c.Points)),
 		writing:   make([]int, len(c.Points)),
 		fence:     make([]uint64, len(c.Points)),
 	}
@@ -151,7 +155,6 @@ type class struct {
 	host    point.Interval // what it rides along with; every itself if it has reads of its own
 	due     instant
 	aligned bool // due is on the grid of start slots
-	once    bool // wanted just once more, and not yet had
 }
 
 // read is a request of the plan.
@@ -189,7 +192,7 @@ func (d *device) replan(now instant) {
 		p.fastest = p.fastest || r.Every == point.Fastest
 	}
 	for i, c := range p.classes {
-		c.due, c.once = now, c.every == point.Once
+		c.due = now
 		if old == nil {
 			continue
 		}
@@ -199,7 +202,32 @@ func (d *device) replan(now instant) {
 			}
 		}
 	}
+	d.readOnce(now)
 	p.probe = d.probeRead(reads)
+}
+
+// wantsOnce reports whether there are points to be read once that were not yet.
+func (d *device) wantsOnce() bool {
+	for _, r := range d.plan.reads {
+		if r.Every != point.Once {
+			continue
+		}
+		for _, i := range r.Points {
+			if !d.had[i] {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// readOnce makes due what is to be read once and was not yet.
+func (d *device) readOnce(now instant) {
+	for _, c := range d.plan.classes {
+		if c.every == point.Once && d.wantsOnce() {
+			c.due = min(c.due, now)
+		}
+	}
 }
 
 // newRead makes a read of p of r.
@@ -308,8 +336,8 @@ func (d *device) ready(overlap bool) instant {
 			at = min(at, c.due)
 		}
 	}
-	if at == never {
-		return never
+	if at == never && d.forgetAt != 0 {
+		at = d.forgetAt // it refuses everything
 	}
 	return max(at, d.hold)
 }
@@ -317,7 +345,7 @@ func (d *device) ready(overlap bool) instant {
 // resume makes everything due now: after an absence nothing is up to date.
 func (d *device) resume(now instant) {
 	for _, c := range d.plan.classes {
-		if c.every != point.Once || c.once {
+		if c.due != never || c.every != point.Once {
 			c.due, c.aligned = now, false
 		}
 	}
@@ -367,17 +395,22 @@ func (d *device) nextSlot(t instant, every time.Duration) instant {
 	return t + every - past
 }
 
-// learn notes how long the device took to answer o.
+// learn notes how long the device took to answer o. What took longer than its
+// time limit had to wait for something else: the wire had to be opened, or the
+// line let it wait for a lost answer.
 func (d *device) learn(o *op) {
 	took := o.ended.Sub(o.began) - d.wire.request
 	if n := len(o.resp); n > 2 {
 		took -= time.Duration(n-2) * d.wire.dataByte
 	}
+	if took > o.timeout {
+		return
+	}
 	took = max(took, 0)
 	if took >= d.usual {
 		d.usual = took
 	} else {
-		d.usual -= (d.usual - took) / 64
+		d.usual -= (d.usual - took) / 16
 	}
 	d.seen = true
 }
@@ -430,17 +463,14 @@ func (b *Bus) nextOf(d *device, now instant) *op {
 	return nil
 }
 
-// answered notes that d has answered o.
-func (b *Bus) answered(o *op, now instant) {
-	d := o.d
-	d.learn(o)
-	if d.state == Online {
+// answered notes that d has answered something.
+func (b *Bus) answered(d *device, now instant) {
+	if d.state == Online && !d.probing {
 		return
 	}
-	was := d.state
 	if d.probing {
 		d.probing = false
-		if was == Offline {
+		if d.state == Offline {
 			// It may have been changed for another one.
 			d.forgets = 0
 			if d.forgetAt != 0 {
@@ -461,7 +491,7 @@ func (b *Bus) lose(d *device, sent uint64, blame *read, now instant, err error) 
 	d.probing = true
 	d.probes = 0
 	d.probeAt = now
-	if !d.seen {
+	if d.state == Unknown {
 		d.probeAt += suspectWait // those that may be there go first
 	}
 	d.lostAt = now
@@ -469,9 +499,6 @@ func (b *Bus) lose(d *device, sent uint64, blame *read, now instant, err error) 
 	d.blame = blame
 	for _, p := range d.polls {
 		p.fail(err)
-	}
-	if d.state != Offline {
-		b.setState(d, Suspect, now, err)
 	}
 }
 
@@ -497,11 +524,17 @@ func (b *Bus) finishProbe(o *op, now instant, stopping bool) {
 	}
 	d.probes++
 	d.probeAt = now + suspectWait
+	if slices.ContainsFunc(b.devices, func(o *device) bool { return !o.probing && len(o.plan.reads) > 0 }) {
+		b.probesFrom = now + probeShare*o.ended.Sub(o.began)
+	}
+	switch {
+	case d.probes >= suspectProbes && d.state != Offline:
+		b.setState(d, Offline, now, o.err)
+		b.emitAllBad(d)
+	case d.probes == 1 && d.state != Offline:
+		b.setState(d, Suspect, now, o.err)
+	}
 	if d.probes >= suspectProbes {
-		if d.state != Offline {
-			b.setState(d, Offline, now, o.err)
-			b.emitAllBad(d)
-		}
 		d.probeAt = now + min(max((now-d.lostAt)/absenceShare, d.cfg.BackoffMin), d.cfg.BackoffMax)
 	}
 }
@@ -537,9 +570,12 @@ func (b *Bus) setState(d *device, s State, now instant, err error) {
 	}
 }
 
-// emitAllBad says of every point of d that it has no value now.
+// emitAllBad says of every point of d that it has no value now. What is read
+// once is read again when d is back: it may be another device then.
 func (b *Bus) emitAllBad(d *device) {
 	d.allBad = true
+	clear(d.had)
+	d.readOnce(b.now())
 	if len(d.points) == 0 || d.broadcast {
 		return
 	}

@@ -29,8 +29,8 @@ type wireFake struct {
 	units   map[modbus.UnitID]*unitFake
 	down    bool
 	log     []request
-	under   int // way
-	most    int // under way at once
+	under   int // requests under way
+	most    int // of them at once
 	started time.Time
 }
 
@@ -64,10 +64,10 @@ func newWire(units ...modbus.UnitID) *wireFake {
 	return w
 }
 
-// at9600 makes the wire a serial line.
+// baud makes the wire a serial line, 8N1.
 func (w *wireFake) baud(baud int) *wireFake {
 	w.char = 10 * time.Second / time.Duration(baud)
-	w.gap = silence(w.char)
+	w.gap = silence(baud)
 	return w
 }
 

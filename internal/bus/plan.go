@@ -36,7 +36,7 @@ const (
 	// tunnelDelay is added to a serial framing carried over a network, where
 	// the wire behind is taken to have the default mode, 19200 baud, 8E1.
 	tunnelDelay = 20 * time.Millisecond
-	tunnelChar  = 11 * time.Second / 19200
+	tunnelBaud  = 19200
 )
 
 // LimitsFor returns the limits of device d on bus b.
@@ -59,11 +59,11 @@ func wireOf(b config.Bus, d config.Device) wire {
 	if b.Framing == modbus.FramingTCP {
 		return wire{dataByte: lanByte, delay: lanRequest}
 	}
-	char, delay := tunnelChar, tunnelDelay
+	baud, char, delay := tunnelBaud, 11*time.Second/tunnelBaud, tunnelDelay
 	if b.Kind == config.Serial && b.Mode.Baud > 0 {
-		char, delay = b.Mode.CharTime(), turnaround
+		baud, char, delay = b.Mode.Baud, b.Mode.CharTime(), turnaround
 	}
-	gap := silence(char)
+	gap := silence(baud)
 	if d.Gap >= 0 {
 		gap = d.Gap
 	} else if b.Gap >= 0 {
@@ -77,12 +77,13 @@ func wireOf(b config.Bus, d config.Device) wire {
 	return wire{request: 13*char + 2*gap, dataByte: char, delay: delay}
 }
 
-// silence is 3.5 characters, but 1.75 ms above 19200 baud (SER 2.5.1.1).
-func silence(char time.Duration) time.Duration {
-	if char < 10*time.Second/19200 {
+// silence is 3.5 characters of 11 bits, but 1.75 ms above 19200 baud (SER
+// 2.5.1.1).
+func silence(baud int) time.Duration {
+	if baud > 19200 {
 		return 1750 * time.Microsecond
 	}
-	return char * 7 / 2
+	return 35 * 11 * time.Second / 10 / time.Duration(baud)
 }
 
 func (l Limits) max(t modbus.Table) int {

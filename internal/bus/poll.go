@@ -21,7 +21,7 @@ const (
 	searchRun = 8
 
 	// refetch is the interval from which on a value that the fence held back
-	// is read again at once.
+	// is read again at once, and not at the next poll.
 	refetch = 2 * time.Second
 
 	// onceWait is the wait before a point is tried again that is read once.
@@ -43,6 +43,8 @@ type poll struct {
 	dead    bool     // no more requests
 	failed  bool
 	heard   uint64 // the newest request answered
+
+	fenced []int // points whose values a write has made old
 
 	refused []int // results that the device refused, still to be searched
 	search  *searching
@@ -175,7 +177,7 @@ func (b *Bus) newPoll(d *device) *poll {
 	*p = poll{
 		d: d, plan: d.plan, version: d.version,
 		due: slices.Grow(p.due[:0], len(d.plan.classes))[:len(d.plan.classes)], results: p.results[:0],
-		found: p.found[:0], again: p.again[:0], refused: p.refused[:0],
+		found: p.found[:0], fenced: p.fenced[:0], again: p.again[:0], refused: p.refused[:0],
 	}
 	clear(p.due)
 	return p
@@ -197,7 +199,7 @@ func (b *Bus) pollOp(p *poll, now instant) *op {
 	res := &p.results[i]
 	o := b.newOp(p.d, res.r.req)
 	o.poll, o.index = p, i
-	if res.r.silent > 0 {
+	if res.r.silent > 0 && len(res.r.slots) > 1 { // before a point is given up, it gets all its time
 		o.timeout = b.patience(p.d, 2)
 	}
 	res.sent = o.sent
@@ -252,7 +254,10 @@ func (b *Bus) finishRead(o *op, now instant) {
 		res.err = o.err
 		others := slices.ContainsFunc(d.polls, func(q *poll) bool { return q != p && q.learning() })
 		if p.version != d.version || others {
-			res.r = nil // that is being taken care of
+			// That is being taken care of; then it is read again.
+			c := p.plan.classes[res.r.class]
+			c.due, c.aligned = now, false
+			res.r = nil
 			return
 		}
 		p.refused = append(p.refused, o.index)
@@ -417,17 +422,20 @@ func (b *Bus) endPoll(p *poll, now instant) {
 	for i, c := range p.plan.classes {
 		switch {
 		case !p.due[i]:
+		case c.every == point.Once && !d.wantsOnce():
+			c.due = never
 		case c.every == point.Once:
-			if c.due == never && p.failed {
-				c.due = now + onceWait
-			}
-			c.once = c.due != never
+			c.due = min(c.due, now+onceWait)
 		case c.every == point.Fastest && c.due == never:
 			c.due = now
 		}
 	}
 	if len(b.batch) > 0 {
 		b.emit(b.batch)
+	}
+	if len(p.fenced) > 0 && !d.probing {
+		again := &ask{d: d, points: slices.Clone(p.fenced), done: make(chan struct{})}
+		again.admit(b)
 	}
 	b.noteEnd(p)
 	clear(p.results)
@@ -473,15 +481,23 @@ func (b *Bus) collect(p *poll, res *result, now instant) {
 		if !p.due[s.class] {
 			continue
 		}
+		once := p.plan.classes[s.class].every == point.Once
+		if once && d.had[s.point] {
+			continue
+		}
 		pt := &d.points[s.point]
 		if d.fencedOff(s.point, res.sent) {
-			if c := p.plan.classes[s.class]; c.every == point.Once || time.Duration(c.every) >= refetch {
-				c.due, c.aligned = now, false
+			switch c := p.plan.classes[s.class]; {
+			case once:
+				c.due = now
+			case time.Duration(c.every) >= refetch:
+				p.fenced = append(p.fenced, s.point)
 			}
 			continue
 		}
 		sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: at}
 		if res.resp != nil {
+			d.had[s.point] = d.had[s.point] || once
 			// What the registers hold may be no value: then it is Bad, too.
 			if v, err := pt.Decode(b.regs[s.offset : s.offset+s.n]); err == nil {
 				sample.Value, sample.Quality = v, point.Good
