@@ -1,0 +1,94 @@
+package uplink
+
+import (
+	"time"
+
+	"fieldgate/internal/queue"
+)
+
+// Limits of a quarrel with a broker about a message.
+const (
+	strikesMost = 3         // connections that one message may cost before it is given up
+	topicFaults = 2         // messages given up on one topic before the topic is
+	topicBan    = time.Hour // how long nothing is sent on such a topic
+	topicsMost  = 1000      // topics remembered
+)
+
+// quarrel finds the message over which a broker hangs up: MQTT 3.1.1 gives it
+// no other way to refuse a topic (an access rule) or a payload (too long).
+// Without it such a message would be sent, for ever, first on each connection,
+// and nothing behind it would arrive.
+//
+// It looks at connections that proved themselves (their birth was
+// acknowledged, so messages can arrive) and that the broker then closed. One on
+// which it had acknowledged nothing, or several short ones in a row, make a
+// suspicion: on the next ones messages go one at a time, and with QoS 1 at
+// least. Whichever is alone in flight when the broker hangs up three times is
+// given up, counted and logged.
+type quarrel struct {
+	alone   int // messages still to be sent one at a time; 0: no suspicion
+	short   int // short connections in a row
+	suspect uint64
+	strikes int
+	topics  map[string]*refusedTopic
+}
+
+type refusedTopic struct {
+	faults int
+	until  time.Time // nothing is sent on it until then
+}
+
+// width returns how many messages may be in flight on the next connection.
+func (q *quarrel) width() int {
+	if q.alone > 0 {
+		return 1
+	}
+	return Width
+}
+
+// ended notes the end of a connection that had proved itself: how long it
+// lasted, how many messages were acknowledged on it and how many were in
+// flight, the last one sent, and whether it was the broker who ended it. It
+// reports whether that last message is to be given up.
+func (q *quarrel) ended(now time.Time, lasted time.Duration, hangup bool, acked, inFlight int, last queue.Entry) (giveUp bool) {
+	wasAlone := q.alone > 0
+	q.alone = max(0, q.alone-acked)
+	if !hangup || lasted >= healthy {
+		q.short = 0
+		return false
+	}
+	q.short++
+	if inFlight > 0 && acked == 0 || q.short >= strikesMost {
+		q.alone = 2 * Width // past all that were in flight
+	}
+	if !wasAlone || inFlight == 0 {
+		q.strikes = 0
+		return false
+	}
+	if q.suspect != last.Seq {
+		q.suspect, q.strikes = last.Seq, 0
+	}
+	if q.strikes++; q.strikes < strikesMost {
+		return false
+	}
+	q.strikes = 0
+	if q.topics == nil || len(q.topics) >= topicsMost {
+		q.topics = make(map[string]*refusedTopic)
+	}
+	t := q.topics[last.Topic]
+	if t == nil {
+		t = &refusedTopic{}
+		q.topics[last.Topic] = t
+	}
+	q.short = 0
+	if t.faults++; t.faults >= topicFaults {
+		t.until = now.Add(topicBan)
+	}
+	return true
+}
+
+// banned reports whether nothing is to be sent on topic now.
+func (q *quarrel) banned(topic string, now time.Time) bool {
+	t := q.topics[topic]
+	return t != nil && now.Before(t.until)
+}

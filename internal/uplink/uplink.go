@@ -1,0 +1,425 @@
+// Package uplink is the client to one MQTT broker upstream: it keeps a
+// connection (TCP, TLS, WebSocket, through a proxy), sends what waits in its
+// queue, and takes a message out of the queue only when the broker has
+// acknowledged it. It stores nothing and turns no points into messages.
+//
+// The types are Uplink, which reconnects for ever, and Conn, a single
+// connection, which the command line uses too. A Fault says in words why there
+// is none.
+package uplink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/queue"
+)
+
+// Limits of an uplink.
+const (
+	// ackPatience is how long messages may be in flight without any of them
+	// being acknowledged, beside the time that their bytes need on the slowest
+	// link. A broker that accepts and never acknowledges costs no longer.
+	ackPatience = 20 * time.Second
+
+	// stopPatience is how long Run goes on sending after its context has ended.
+	stopPatience = 5 * time.Second
+)
+
+// stateRefusals is how many connections in a row may end over the message that
+// says we are online, before it is left out for the time called topicBan.
+const stateRefusals = 3
+
+// Status is how an uplink stands.
+type Status struct {
+	Connected bool
+	Word      string    // Connecting, Connected, Connected (TLS), Connected (WS), Connected (WSS), Stopped
+	Since     time.Time // of Word
+	URL       string    // of the broker connected to, without user and password
+	Version   string    // of TLS, "TLS 1.3"
+	Cipher    string
+	InFlight  int // sent and not acknowledged
+
+	Err   string    // the last fault, with what to do; kept while connected
+	ErrAt time.Time // when; zero: there was none
+
+	Connects uint64 // connections made
+	Acked    uint64 // messages acknowledged, or with QoS 0 written
+	Refused  uint64 // messages given up because the broker hangs up over them
+}
+
+// Uplink is the client to one broker. Make it with New.
+type Uplink struct {
+	cfg         config.Uplink
+	q           *queue.Queue
+	will, birth mqtt.Message
+	handler     mqtt.Handler
+
+	ackPatience, stopPatience time.Duration
+
+	// Of Run alone.
+	log        *slog.Logger
+	news       news
+	backoff    backoff
+	quarrel    quarrel
+	stateFails int       // connections in a row that ended over the birth
+	noState    time.Time // neither will nor birth until then
+
+	acked, refused, connects atomic.Uint64
+
+	mu     sync.Mutex
+	status Status
+	conn   *Conn // nil while there is none
+}
+
+// New returns the uplink for cfg that sends what is in q. The broker publishes
+// will when the gateway vanishes, and the uplink itself when it stops; birth is
+// published first on each connection. Both have the same topic, an empty one
+// means neither. h is given what the broker sends, nil drops it; its replies
+// go into q. Nothing happens before Run.
+func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, h mqtt.Handler, log *slog.Logger) *Uplink {
+	return &Uplink{
+		cfg:          cfg,
+		q:            q,
+		will:         will,
+		birth:        birth,
+		handler:      h,
+		ackPatience:  ackPatience,
+		stopPatience: stopPatience,
+		log:          log,
+		backoff:      backoff{least: waitLeast, most: waitMost},
+		news:         news{log: log},
+		status:       Status{Word: "Connecting", Since: time.Now()},
+	}
+}
+
+// Run keeps the uplink connected and sends. When ctx ends it sends what is
+// left in the queue, for at most five seconds, says that the gateway is
+// offline, disconnects and returns nil. Without a connection it returns at once.
+func (u *Uplink) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		u.setStatus(Status{Word: "Connecting"})
+		lasted, err := u.live(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		fault := u.failed(err, lasted)
+		wait := time.NewTimer(u.backoff.next(time.Now(), fault.Refused))
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+		}
+	}
+	u.setStatus(Status{Word: "Stopped"})
+	return nil
+}
+
+// Status returns how the uplink stands now.
+func (u *Uplink) Status() Status {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s := u.status
+	s.Acked, s.Refused, s.Connects = u.acked.Load(), u.refused.Load(), u.connects.Load()
+	if u.conn != nil {
+		s.InFlight = u.conn.win.flight().n
+	}
+	return s
+}
+
+// setStatus changes the words; the last fault stays.
+func (u *Uplink) setStatus(s Status) Status {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	s.Err, s.ErrAt = u.status.Err, u.status.ErrAt
+	if s.Since = u.status.Since; s.Word != u.status.Word || s.URL != u.status.URL {
+		s.Since = time.Now()
+	}
+	u.status = s
+	return s
+}
+
+func (u *Uplink) setConn(c *Conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.conn = c
+}
+
+// failed notes why there is no connection, any more or yet.
+func (u *Uplink) failed(err error, lasted time.Duration) *Fault {
+	fault := sessionFault(err)
+	if fault.Step == StepSession && isHangup(fault) && u.news.short >= 2 && fault.Remedy == "" {
+		f := *fault
+		f.Text += " again and again"
+		f.Remedy = fmt.Sprintf("does another client use the client id %q, or does the broker refuse a message?", u.cfg.ClientID)
+		fault = &f
+	}
+	u.news.failed(fault, lasted)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.status.Err, u.status.ErrAt = fault.Error(), time.Now()
+	return fault
+}
+
+// live makes one connection and returns when it has ended: how long it lasted
+// since it proved itself, and why it ended, nil if ctx has.
+func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
+	c, shown, err := u.connect(ctx)
+	if err != nil {
+		return 0, err
+	}
+	u.connects.Add(1)
+	u.setConn(c)
+	defer u.setConn(nil)
+	defer u.q.Rewind()
+	defer c.Close()
+	if err := u.greet(ctx, c); err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	s := u.setStatus(Status{Connected: true, Word: c.State.Word, URL: shown, Version: c.State.Version, Cipher: c.State.Cipher})
+	u.news.connected(s)
+	last, err := u.serve(ctx, c, func() {
+		u.backoff.reset()
+		u.news.lasting(s)
+	})
+	lasted = time.Since(start)
+	if err != nil {
+		u.judge(c, lasted, last, err)
+	}
+	return lasted, err
+}
+
+// connect tries the URLs in order and returns the first connection.
+func (u *Uplink) connect(ctx context.Context) (*Conn, string, error) {
+	o := ConnOptions{
+		Acked: func(seqs []uint64) {
+			u.acked.Add(uint64(len(seqs)))
+			_ = u.q.Done(seqs...) // fails only for a queue that is closed
+		},
+		Width: u.quarrel.width(),
+		Sure:  u.quarrel.width() == 1,
+	}
+	if u.stateTopic() {
+		o.Will = &u.will
+	}
+	if u.handler != nil {
+		o.Handler = func(m mqtt.Message) { u.handler(m, u.reply) }
+	}
+	var texts []string
+	worst := &Fault{}
+	for _, raw := range u.cfg.URLs {
+		c, err := Connect(ctx, u.cfg, raw, o)
+		if err == nil {
+			return c, show(raw), nil
+		}
+		if ctx.Err() != nil {
+			return nil, "", ctx.Err()
+		}
+		fault := sessionFault(err)
+		texts = append(texts, fmt.Sprintf("%s: %s", show(raw), fault.Text))
+		if len(texts) == 1 || fault.Refused && !worst.Refused {
+			worst = fault
+		}
+	}
+	if len(texts) > 1 {
+		f := *worst
+		f.Text = strings.Join(texts, ", ")
+		worst = &f
+	}
+	return nil, "", worst
+}
+
+// show returns raw without user and password.
+func show(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "?"
+	}
+	u.User = nil
+	return u.String()
+}
+
+func (u *Uplink) reply(m mqtt.Message) {
+	if err := u.q.Deliver(context.Background(), m); err != nil {
+		u.log.Error("reply is lost", "topic", m.Topic, "err", err)
+	}
+}
+
+// stateTopic reports whether will and birth are to be published.
+func (u *Uplink) stateTopic() bool {
+	return u.birth.Topic != "" && !time.Now().Before(u.noState)
+}
+
+// greet publishes the birth and waits for its acknowledgement. So a connection
+// counts only once a message has arrived on it.
+func (u *Uplink) greet(ctx context.Context, c *Conn) error {
+	if !u.stateTopic() {
+		return nil
+	}
+	limit, cancel := context.WithTimeout(ctx, u.ackPatience)
+	defer cancel()
+	birth := u.birth
+	birth.QoS = max(1, birth.QoS)
+	err := c.Publish(limit, birth)
+	switch {
+	case err == nil:
+		u.stateFails = 0
+	case ctx.Err() != nil:
+		u.goodbye(c) // the broker may have told everybody that we are online
+	case errors.Is(err, context.DeadlineExceeded):
+		return u.unanswered(1)
+	case isHangup(err):
+		if u.stateFails++; u.stateFails == stateRefusals {
+			u.stateFails = 0
+			u.noState = time.Now().Add(topicBan)
+			u.log.Error("broker closes the connection over the state topic, going on without", "topic", birth.Topic)
+		}
+		fault := *sessionFault(err)
+		fault.Refused = true // the broker let us in and took nothing
+		return &fault
+	}
+	return err
+}
+
+func (u *Uplink) unanswered(n int) *Fault {
+	return &Fault{
+		Step:    StepSession,
+		Text:    fmt.Sprintf("the broker accepts messages and does not acknowledge them within %v", u.ackPatience),
+		Remedy:  "look at its log and its load",
+		Err:     fmt.Errorf("%d messages unacknowledged", n),
+		Refused: true,
+	}
+}
+
+// serve sends on c until the connection has ended (why) or ctx has (nil). It
+// returns the entry that was sent last if messages go one at a time. lasting is
+// called once c has lasted for the time called healthy.
+func (u *Uplink) serve(ctx context.Context, c *Conn, lasting func()) (last queue.Entry, err error) {
+	sending, cancel := context.WithCancel(ctx)
+	defer cancel()
+	pumped := make(chan struct{})
+	go func() { // ends with c, or with sending once nothing is left
+		defer close(pumped)
+		last = u.pump(sending, c)
+	}()
+
+	watch := time.NewTicker(u.ackPatience / 4)
+	defer watch.Stop()
+	health := time.NewTimer(healthy)
+	defer health.Stop()
+	stopping := ctx.Done()
+	var deadline <-chan time.Time
+	var idle <-chan struct{} // what stopping waits for: first the sender, then the window
+	for {
+		select {
+		case <-c.Lost():
+			cancel()
+			<-pumped
+			return last, c.Err()
+		case <-health.C:
+			lasting()
+		case <-watch.C:
+			f := c.win.flight()
+			if f.still > u.ackPatience+time.Duration(f.bytes)*time.Second/slowest {
+				c.abort(u.unanswered(f.n))
+			}
+		case <-stopping:
+			stopping, idle = nil, pumped
+			t := time.NewTimer(u.stopPatience)
+			defer t.Stop()
+			deadline = t.C
+		case <-idle:
+			if c.win.flight().n > 0 {
+				idle = c.win.idle
+				continue
+			}
+			u.goodbye(c)
+			return last, nil
+		case <-deadline:
+			c.abort(&Fault{Step: StepSession, Text: fmt.Sprintf("not all was sent within %v of the stop", u.stopPatience)})
+		}
+	}
+}
+
+// pump sends what is in the queue until c has ended, or ctx has and the queue
+// is empty. It returns the entry sent last if messages go one at a time.
+func (u *Uplink) pump(ctx context.Context, c *Conn) (last queue.Entry) {
+	var written []uint64
+	for {
+		n, err := c.waitRoom()
+		if err != nil {
+			return last
+		}
+		entries, err := u.q.Next(ctx, n)
+		if err != nil {
+			return last // ctx has ended and nothing is left, or the queue is closed
+		}
+		if entries = u.withoutBanned(entries); len(entries) == 0 {
+			continue
+		}
+		if len(c.win.slots) == 1 {
+			last = entries[0]
+		}
+		written, err = c.sendAll(entries, written[:0])
+		if len(written) > 0 {
+			u.acked.Add(uint64(len(written)))
+			_ = u.q.Done(written...) // fails only for a queue that is closed
+		}
+		if err != nil {
+			return last
+		}
+	}
+}
+
+// withoutBanned takes out of the queue what nobody upstream would take.
+func (u *Uplink) withoutBanned(entries []queue.Entry) []queue.Entry {
+	if len(u.quarrel.topics) == 0 {
+		return entries
+	}
+	now := time.Now()
+	left := entries[:0]
+	for _, e := range entries {
+		if u.quarrel.banned(e.Topic, now) {
+			u.refused.Add(1)
+			_ = u.q.Done(e.Seq)
+			continue
+		}
+		left = append(left, e)
+	}
+	return left
+}
+
+// judge asks whether c ended over the message sent last, and gives it up if so.
+func (u *Uplink) judge(c *Conn, lasted time.Duration, last queue.Entry, err error) {
+	f := c.win.flight()
+	if !u.quarrel.ended(time.Now(), lasted, isHangup(err), f.acked, f.n, last) {
+		return
+	}
+	u.refused.Add(1)
+	_ = u.q.Done(last.Seq)
+	u.log.Error("message given up, the broker closes the connection over it", "topic", last.Topic, "bytes", len(last.Payload))
+}
+
+// goodbye says that the gateway is offline, as the broker would if it vanished.
+func (u *Uplink) goodbye(c *Conn) {
+	if !u.stateTopic() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), goodbye)
+	defer cancel()
+	will := u.will
+	will.QoS = max(1, will.QoS)
+	if err := c.Publish(ctx, will); err != nil {
+		c.abort(err) // without a DISCONNECT the broker says so itself
+	}
+}
