@@ -41,7 +41,9 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"run", "run the gateway", cmdRun},
+		{"demo", "see it work: a simulated plant, the gateway, a live view", cmdDemo},
 		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode", cmdModbus},
+		{"simulate", "Modbus devices with waveforms and faults, TCP and serial", cmdSimulate},
 		{"version", "print the version", cmdVersion},
 	}
 }

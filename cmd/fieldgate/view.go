@@ -1,0 +1,186 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"fieldgate/internal/gateway"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/pipeline"
+	"fieldgate/internal/point"
+)
+
+// demoMessage is one message that the embedded broker carried.
+type demoMessage struct{ topic, payload string }
+
+// demoTap hands messages to the view and drops what the view is too slow for.
+func demoTap(to chan<- demoMessage) func(mqtt.Message) {
+	return func(m mqtt.Message) {
+		select {
+		case to <- demoMessage{m.Topic, string(m.Payload)}:
+		default:
+		}
+	}
+}
+
+// view draws the demo: on a terminal a page that is redrawn, elsewhere lines.
+type view struct {
+	demo  *demo
+	out   io.Writer
+	begin time.Time
+
+	last     map[point.ID]point.Sample
+	samples  int
+	messages int
+	recent   []demoMessage // newest last
+}
+
+const (
+	redraw = 500 * time.Millisecond
+	recent = 6 // messages shown
+)
+
+func newView(d *demo, w io.Writer) *view {
+	return &view{demo: d, out: w, begin: time.Now(), last: make(map[point.ID]point.Sample)}
+}
+
+func (v *view) run(ctx context.Context, feed *pipeline.Feed, messages <-chan demoMessage) error {
+	_, _, page := terminal(v.out)
+	if page {
+		fmt.Fprint(v.out, "\x1b[?25l\x1b[2J") // no cursor, an empty page
+		defer fmt.Fprint(v.out, "\x1b[?25h\n")
+	} else {
+		fmt.Fprintf(v.out, "fieldgate demo: 5 simulated devices, broker on %s\nWatch it from another terminal: %s\nThe configuration: %s\n",
+			v.demo.broker, v.demo.hint(), v.demo.config)
+	}
+	tick := time.NewTicker(redraw)
+	defer tick.Stop()
+	states := make(map[string]string)
+	for {
+		select {
+		case <-ctx.Done():
+			if !page {
+				fmt.Fprintf(v.out, "%d samples, %d messages in %s\n", v.samples, v.messages, time.Since(v.begin).Round(time.Second))
+			}
+			return nil
+		case b := <-feed.C():
+			v.samples += len(b.Samples)
+			for _, s := range b.Samples {
+				v.last[s.ID] = s
+			}
+		case m := <-messages:
+			v.messages++
+			v.recent = append(v.recent, m)
+			if len(v.recent) > recent {
+				v.recent = v.recent[1:]
+			}
+			if !page {
+				fmt.Fprintf(v.out, "%s %s\n", m.topic, m.payload)
+			}
+		case <-tick.C:
+			if page {
+				if _, err := v.out.Write(v.page()); err != nil {
+					return nil
+				}
+			} else {
+				v.changes(states)
+			}
+		}
+	}
+}
+
+// changes prints the devices whose state is another than before.
+func (v *view) changes(states map[string]string) {
+	for name, b := range v.demo.gateway.Status().Buses {
+		for device, d := range b.Devices {
+			if states[device] != d.State {
+				states[device] = d.State
+				fmt.Fprintln(v.out, strings.TrimSpace(fmt.Sprintf("# %s: %s is %s %s", name, device, d.State, fault(d))))
+			}
+		}
+	}
+}
+
+// fault is what is wrong with a device now: an online one may remember a fault
+// that is over.
+func fault(d gateway.DeviceStatus) string {
+	if d.State == "online" {
+		return ""
+	}
+	return d.Error
+}
+
+// page draws the whole page.
+func (v *view) page() []byte {
+	width, height, _ := terminal(v.out)
+	var p bytes.Buffer
+	line := func(format string, args ...any) {
+		text := fmt.Sprintf(format, args...)
+		fmt.Fprintf(&p, "%s\x1b[K\n", cut(text, width))
+	}
+	p.WriteString("\x1b[H")
+	s := v.demo.gateway.Status()
+	up := time.Since(v.begin)
+	line("fieldgate demo   up %s   %d samples (%.0f/s)   %d messages (%.0f/s)   Ctrl-C ends it",
+		up.Round(time.Second), v.samples, float64(v.samples)/up.Seconds(), v.messages, float64(v.messages)/up.Seconds())
+	line("watch it:  %s", v.demo.hint())
+	line("config:    %s", v.demo.config)
+	line("")
+	line("%-9s %-9s %5s  %-9s %-8s %8s %8s  %s", "BUS", "", "LOAD", "DEVICE", "STATE", "ANSWER", "POLLS", "LAST ERROR")
+	for _, name := range slices.Sorted(maps.Keys(s.Buses)) {
+		b := s.Buses[name]
+		link := "connected"
+		if !b.Connected {
+			link = "down"
+		}
+		first := fmt.Sprintf("%-9s %-9s %4.0f%%", name, link, b.Load)
+		for _, device := range slices.Sorted(maps.Keys(b.Devices)) {
+			d := b.Devices[device]
+			line("%-25s  %-9s %-8s %6.1fms %8d  %s", first, device, d.State, d.Answer, d.Polls, fault(d))
+			first = ""
+		}
+	}
+	line("")
+	line("%-22s %22s %-6s %-9s %s", "POINT", "VALUE", "", "QUALITY", "AGE")
+	room := height - strings.Count(p.String(), "\n") - recent - 3
+	for i, id := range v.demo.order {
+		if i >= room && height > 0 {
+			line("... %d more", len(v.demo.order)-i)
+			break
+		}
+		sample, seen := v.last[id]
+		if !seen {
+			line("%-22s %22s", id, "-")
+			continue
+		}
+		line("%-22s %22s %-6s %-9s %s", id, sample.Value, v.demo.units[id], sample.Quality, since(sample.Time))
+	}
+	line("")
+	line("MESSAGES")
+	for _, m := range v.recent {
+		line("%s %s", m.topic, m.payload)
+	}
+	p.WriteString("\x1b[J")
+	return bytes.TrimSuffix(p.Bytes(), []byte("\n"))
+}
+
+// cut keeps the first columns of a line. Every character shown takes one.
+func cut(s string, columns int) string {
+	if columns <= 0 {
+		return s
+	}
+	n := 0
+	for i := range s {
+		if n == columns {
+			return s[:i]
+		}
+		n++
+	}
+	return s
+}

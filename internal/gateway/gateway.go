@@ -1,0 +1,167 @@
+// Package gateway is the assembly: it names every part of the running gateway
+// once, connects them, and starts and stops them in order. Follow a value
+// through it: line → bus → pipeline → publish → queue → uplink, or broker.
+//
+// The type to know is Gateway.
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"fieldgate/internal/broker"
+	"fieldgate/internal/bus"
+	"fieldgate/internal/config"
+	"fieldgate/internal/group"
+	"fieldgate/internal/line"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/pipeline"
+	"fieldgate/internal/publish"
+	"fieldgate/internal/queue"
+	"fieldgate/internal/uplink"
+)
+
+const (
+	// feedDepth is how many batches the publisher may be behind the field
+	// before the oldest are dropped and counted: some seconds of a large plant.
+	feedDepth = 4096
+	// stopLimit leaves a margin below the ten seconds that SIGTERM promises.
+	stopLimit = 9 * time.Second
+)
+
+// Gateway is one gateway made from one configuration.
+type Gateway struct {
+	log     *slog.Logger
+	version string
+	start   time.Time
+
+	pipeline *pipeline.Pipeline
+	feed     *pipeline.Feed
+	wires    []wire
+	ways     []way
+	broker   *broker.Broker // nil: none
+	publish  *publish.Publisher
+	herald   *herald
+}
+
+// wire is a bus and the line it owns.
+type wire struct {
+	name string
+	line *line.Line
+	bus  *bus.Bus
+}
+
+// way is an uplink and its queue.
+type way struct {
+	name   string
+	queue  *queue.Queue
+	uplink *uplink.Uplink
+}
+
+// Open makes a gateway from cfg. It opens the local broker's listeners and the
+// queues in the folder dir; nothing runs before Run. version is what the
+// gateway says of itself. After an error nothing stays open.
+func Open(cfg *config.Config, dir, version string, log *slog.Logger) (*Gateway, error) {
+	g := &Gateway{log: log, version: version, start: time.Now()}
+	sinks := make(map[string]mqtt.Sink)
+
+	if cfg.Broker != nil {
+		b, err := broker.Listen(*cfg.Broker, dir, part(log, "broker", ""))
+		if err != nil {
+			return nil, fmt.Errorf("broker: %w", err)
+		}
+		g.broker = b
+		sinks[config.Local] = b
+	}
+	state := cfg.Status.Topic + "/state"
+	for _, c := range cfg.Uplinks {
+		q, err := queue.Open(dir, c.Name, c.Queue, part(log, "queue", c.Name))
+		if err != nil {
+			g.Close()
+			return nil, fmt.Errorf("queue %s: %w", c.Name, err)
+		}
+		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), nil, part(log, "uplink", c.Name))
+		g.ways = append(g.ways, way{c.Name, q, u})
+		sinks[c.Name] = q
+	}
+	g.herald = newHerald(cfg.Status, g, sinks)
+
+	g.pipeline = pipeline.New()
+	g.feed = g.pipeline.Subscribe("publish", feedDepth)
+	g.publish = publish.New(cfg.Site, cfg.Publish, cfg.Devices, sinks, part(log, "publish", ""))
+
+	devices := make(map[string][]config.Device)
+	for _, d := range cfg.Devices {
+		devices[d.Bus] = append(devices[d.Bus], d)
+	}
+	for _, c := range cfg.Buses {
+		if len(devices[c.Name]) == 0 {
+			continue // a bus without devices has nothing to say; check warns
+		}
+		l := line.New(c, part(log, "line", c.Name))
+		b := bus.New(c, devices[c.Name], l, g.pipeline.Emit, part(log, "bus", c.Name))
+		b.OnState = g.herald.device
+		g.wires = append(g.wires, wire{c.Name, l, b})
+	}
+	return g, nil
+}
+
+// part returns the log of one part, with its name on every line.
+func part(log *slog.Logger, kind, name string) *slog.Logger {
+	if name == "" {
+		return log.With("part", kind)
+	}
+	return log.With("part", kind+" "+name)
+}
+
+// Run runs the gateway until ctx ends, then stops it within ten seconds: the
+// field first, so that a value once read finds the rest of its way open. ready
+// is called when every part has been started. Run returns nil when it was told
+// to stop, and an error when a part failed in a way that only a fresh start
+// of the process can mend. It may be called once.
+func (g *Gateway) Run(ctx context.Context, ready func()) error {
+	parts := group.New(g.log)
+	if g.broker != nil {
+		parts.Start("broker", g.broker.Run)
+	}
+	for _, w := range g.ways {
+		parts.Start("queue "+w.name, w.queue.Run)
+		parts.Start("uplink "+w.name, w.uplink.Run)
+	}
+	parts.Start("status", g.herald.run)
+	parts.Start("publish", func(ctx context.Context) error { return g.publish.Run(ctx, g.feed) })
+	for _, w := range g.wires {
+		parts.Start("line "+w.name, w.line.Run)
+		parts.Start("bus "+w.name, w.bus.Run)
+	}
+	ready()
+
+	var failed error
+	select {
+	case <-ctx.Done():
+	case failed = <-parts.Failed():
+		g.log.Error("part failed, stopping", "err", failed)
+	}
+	if err := parts.Stop(stopLimit); err != nil {
+		g.log.Error("stop", "err", err)
+	}
+	g.Close()
+	return failed
+}
+
+// Close frees what Open opened. Run calls it at its end.
+func (g *Gateway) Close() {
+	for _, w := range g.ways {
+		if err := w.queue.Close(); err != nil {
+			g.log.Error("close queue", "queue", w.name, "err", err)
+		}
+	}
+}
+
+// Broker returns the embedded broker, nil when there is none.
+func (g *Gateway) Broker() *broker.Broker { return g.broker }
+
+// Pipeline returns the stream of samples and the last values.
+func (g *Gateway) Pipeline() *pipeline.Pipeline { return g.pipeline }

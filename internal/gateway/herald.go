@@ -1,0 +1,109 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"sync"
+	"time"
+
+	"fieldgate/internal/bus"
+	"fieldgate/internal/config"
+	"fieldgate/internal/mqtt"
+)
+
+// The words of the state topics (SPEC 4).
+const (
+	online  = "online"
+	offline = "offline"
+)
+
+func stateMessage(topic, state string) mqtt.Message {
+	return mqtt.Message{Topic: topic, Payload: []byte(state), QoS: 1, Retain: true}
+}
+
+// herald publishes what the gateway says of itself: its own state on the local
+// broker (uplinks have birth and will), the state of each device, and figures.
+type herald struct {
+	cfg     config.Status
+	gateway *Gateway
+	sinks   map[string]mqtt.Sink
+
+	mu      sync.Mutex
+	states  map[string]bus.State // devices whose state is still to be told
+	changed chan struct{}        // holds one token when states is not empty
+}
+
+func newHerald(cfg config.Status, g *Gateway, sinks map[string]mqtt.Sink) *herald {
+	return &herald{
+		cfg: cfg, gateway: g, sinks: sinks,
+		states: make(map[string]bus.State), changed: make(chan struct{}, 1),
+	}
+}
+
+// device notes a change of a device's state. It never blocks: only the newest
+// state of a device is kept.
+func (h *herald) device(name string, state bus.State) {
+	h.mu.Lock()
+	h.states[name] = state
+	h.mu.Unlock()
+	select {
+	case h.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (h *herald) run(ctx context.Context) error {
+	h.local(ctx, online)
+	tick := time.NewTicker(h.cfg.Every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			last := context.WithoutCancel(ctx) // what is left to say is quick
+			h.devices(last)
+			h.local(last, offline)
+			return nil
+		case <-h.changed:
+			h.devices(ctx)
+		case <-tick.C:
+			h.stats(ctx)
+		}
+	}
+}
+
+func (h *herald) local(ctx context.Context, state string) {
+	if b := h.sinks[config.Local]; b != nil {
+		h.deliver(ctx, config.Local, b, stateMessage(h.cfg.Topic+"/state", state))
+	}
+}
+
+func (h *herald) devices(ctx context.Context) {
+	h.mu.Lock()
+	states := h.states
+	h.states = make(map[string]bus.State)
+	h.mu.Unlock()
+	for name, state := range states {
+		h.all(ctx, stateMessage(h.cfg.Topic+"/device/"+name+"/state", state.String()))
+	}
+}
+
+func (h *herald) stats(ctx context.Context) {
+	payload, err := json.Marshal(h.gateway.Status())
+	if err != nil {
+		h.gateway.log.Error("write status", "err", err)
+		return
+	}
+	h.all(ctx, mqtt.Message{Topic: h.cfg.Topic + "/stats", Payload: payload})
+}
+
+func (h *herald) all(ctx context.Context, m mqtt.Message) {
+	for name, sink := range h.sinks {
+		h.deliver(ctx, name, sink, m)
+	}
+}
+
+func (h *herald) deliver(ctx context.Context, name string, sink mqtt.Sink, m mqtt.Message) {
+	if err := sink.Deliver(ctx, m); err != nil {
+		h.gateway.log.Debug("status not delivered", "to", name, "topic", m.Topic, "err", err)
+	}
+}

@@ -1,0 +1,172 @@
+package gateway
+
+import (
+	"time"
+
+	"fieldgate/internal/broker"
+	"fieldgate/internal/bus"
+	"fieldgate/internal/line"
+	"fieldgate/internal/publish"
+	"fieldgate/internal/queue"
+	"fieldgate/internal/uplink"
+)
+
+// Status is how the gateway is doing. As JSON it is what the topic …/stats
+// carries. Durations are in milliseconds or seconds, as the names say; counters
+// count since the start and only grow.
+type Status struct {
+	Time    time.Time               `json:"timestamp"`
+	Version string                  `json:"version"`
+	Uptime  int64                   `json:"uptime_s"`
+	Buses   map[string]BusStatus    `json:"buses"`
+	Uplinks map[string]UplinkStatus `json:"uplinks"`
+	Broker  *BrokerStatus           `json:"broker,omitempty"`
+	Publish PublishStatus           `json:"publish"`
+}
+
+// BusStatus is one line and its devices.
+type BusStatus struct {
+	Connected bool                    `json:"connected"`
+	Load      float64                 `json:"load_percent"` // share of the time since the start that requests took
+	Error     string                  `json:"error,omitempty"`
+	Diagnosis string                  `json:"diagnosis,omitempty"`
+	Counters  string                  `json:"counters"` // T requests, R responses, E errors
+	Frames    FrameStatus             `json:"frames"`
+	Devices   map[string]DeviceStatus `json:"devices"`
+}
+
+// FrameStatus counts bytes on the wire and what was not taken for an answer.
+type FrameStatus struct {
+	Sent        uint64 `json:"sent_bytes"`
+	Received    uint64 `json:"received_bytes"`
+	Connects    uint64 `json:"connects"`
+	Timeouts    uint64 `json:"timeouts"`
+	Late        uint64 `json:"late"`
+	Foreign     uint64 `json:"foreign"` // of another unit, id or request
+	BadChecksum uint64 `json:"bad_checksum"`
+	Damaged     uint64 `json:"damaged"` // cut short, noise, bad header
+}
+
+// DeviceStatus is one device.
+type DeviceStatus struct {
+	State     string  `json:"state"`
+	Since     *string `json:"since,omitempty"`
+	Error     string  `json:"last_error,omitempty"`
+	Answer    float64 `json:"answer_ms"` // average time to an answer
+	AnswerP99 float64 `json:"answer_p99_ms"`
+	Polls     uint64  `json:"polls"`
+	Failed    uint64  `json:"polls_failed"`
+	Missed    uint64  `json:"polls_missed"` // left out because the wire was busy
+	Counters  string  `json:"counters"`
+	Refused   int     `json:"points_refused,omitempty"` // points the device does not have
+}
+
+// UplinkStatus is one upstream broker and its queue.
+type UplinkStatus struct {
+	Status   string  `json:"status"`
+	URL      string  `json:"url,omitempty"`
+	TLS      string  `json:"tls,omitempty"`
+	Since    *string `json:"since,omitempty"`
+	Error    string  `json:"last_error,omitempty"`
+	Queued   int     `json:"queued"`
+	Bytes    int64   `json:"queued_bytes"`
+	Age      float64 `json:"queued_age_s"`
+	Acked    uint64  `json:"acknowledged"`
+	Dropped  uint64  `json:"dropped"` // the queue was full
+	Expired  uint64  `json:"expired"` // older than max_age
+	Refused  uint64  `json:"refused"` // by the broker
+	Connects uint64  `json:"connects"`
+}
+
+// BrokerStatus is the embedded broker.
+type BrokerStatus = broker.Stats
+
+// PublishStatus is what the rules made of the samples.
+type PublishStatus struct {
+	Samples  uint64 `json:"samples"`
+	Messages uint64 `json:"messages"`
+	Bytes    uint64 `json:"payload_bytes"`
+	Dropped  uint64 `json:"dropped_samples"` // publishing was slower than the field
+}
+
+// Status returns how the gateway is doing now. It may be called at any time.
+func (g *Gateway) Status() Status {
+	s := Status{
+		Time:    time.Now().UTC().Truncate(time.Millisecond),
+		Version: g.version,
+		Uptime:  int64(time.Since(g.start) / time.Second),
+		Buses:   make(map[string]BusStatus, len(g.wires)),
+		Uplinks: make(map[string]UplinkStatus, len(g.ways)),
+		Publish: publishStatus(g.publish.Stats()),
+	}
+	_, s.Publish.Dropped = g.feed.Dropped()
+	for _, w := range g.wires {
+		s.Buses[w.name] = busStatus(w.bus.Status(), w.bus.Diagnosis(), w.line.Stats())
+	}
+	for _, w := range g.ways {
+		s.Uplinks[w.name] = uplinkStatus(w.uplink.Status(), w.queue.Stats())
+	}
+	if g.broker != nil {
+		b := g.broker.Stats()
+		s.Broker = &b
+	}
+	return s
+}
+
+func publishStatus(p publish.Stats) PublishStatus {
+	return PublishStatus{Samples: p.Samples, Messages: p.Messages, Bytes: p.Bytes}
+}
+
+func busStatus(b bus.Status, diagnosis string, l line.Stats) BusStatus {
+	s := BusStatus{
+		Connected: b.Connected,
+		Error:     b.Error,
+		Diagnosis: diagnosis,
+		Counters:  b.Counters.String(),
+		Frames: FrameStatus{
+			Sent: l.BytesSent, Received: l.BytesReceived, Connects: l.Connects,
+			Timeouts: l.Timeouts, Late: l.Late, BadChecksum: l.BadChecksum,
+			Foreign: l.WrongUnit + l.WrongAnswer + l.UnknownID,
+			Damaged: l.Partial + l.Noise + l.BadHeader,
+		},
+		Devices: make(map[string]DeviceStatus, len(b.Devices)),
+	}
+	if b.Up > 0 {
+		s.Load = round(100 * b.Busy.Seconds() / b.Up.Seconds())
+	}
+	for _, d := range b.Devices {
+		s.Devices[d.Name] = DeviceStatus{
+			State: d.State.String(), Since: timestamp(d.Since), Error: d.Error,
+			Answer: milliseconds(d.Answer.Avg), AnswerP99: milliseconds(d.Answer.P99),
+			Polls: d.Polls.Begun, Failed: d.Polls.Failed, Missed: d.Polls.Missed,
+			Counters: d.Counters.String(), Refused: len(d.Refused),
+		}
+	}
+	return s
+}
+
+func uplinkStatus(u uplink.Status, q queue.Stats) UplinkStatus {
+	s := UplinkStatus{
+		Status: u.Word, URL: u.URL, Since: timestamp(u.Since), Error: u.Err,
+		Queued: q.Messages, Bytes: q.Bytes, Age: round(q.Age.Seconds()),
+		Acked: u.Acked, Dropped: q.Dropped, Expired: q.Expired, Refused: u.Refused, Connects: u.Connects,
+	}
+	if u.Version != "" {
+		s.TLS = u.Version + " " + u.Cipher
+	}
+	return s
+}
+
+// timestamp returns t as RFC 3339 in UTC, nil for no time.
+func timestamp(t time.Time) *string {
+	if t.IsZero() {
+		return nil
+	}
+	s := t.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+	return &s
+}
+
+func milliseconds(d time.Duration) float64 { return round(d.Seconds() * 1000) }
+
+// round keeps two decimals: more would be noise.
+func round(f float64) float64 { return float64(int64(f*100+0.5)) / 100 }
