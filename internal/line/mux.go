@@ -3,6 +3,7 @@ package line
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -408,20 +409,64 @@ func (m *mux) frames(b []byte) (used int, err error) {
 	now := time.Now()
 	for len(b)-used >= modbus.MBAPLen {
 		tx, n, unit, err := modbus.ParseMBAP(b[used:])
+		end := used + modbus.MBAPLen + n
+		switch {
+		case err != nil:
+		case end > len(b):
+			return used, nil
+		case !m.sound(tx, b[used+modbus.MBAPLen:end], b[end:]):
+			err = fmt.Errorf("%w: a frame that another one begins in", modbus.ErrBadFrame)
+		}
 		if err != nil {
 			m.line.wireTap('<', b[used:], now)
 			m.line.count.badHeader.Add(1)
 			return used, fmt.Errorf("%w: %w", modbus.ErrBadResponse, err)
-		}
-		end := used + modbus.MBAPLen + n
-		if end > len(b) {
-			break
 		}
 		m.line.wireTap('<', b[used:end], now)
 		m.deliver(tx, unit, modbus.PDU(b[used+modbus.MBAPLen:end]), now)
 		used = end
 	}
 	return used, nil
+}
+
+// sound reports whether a frame is what it seems. One that a device broke off
+// takes in the front of the next answer, and nothing in MBAP says so; but then
+// that answer's header is in it, or what follows is none. There is no next answer
+// where only one request is on its way.
+func (m *mux) sound(tx uint16, pdu, rest []byte) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.window.size > 1 && !m.header(rest) {
+		return false
+	}
+	for _, o := range m.flying {
+		n, known := modbus.ResponseLen(o.req())
+		if o.tx == tx || !known {
+			continue
+		}
+		var head [modbus.MBAPLen + 1]byte
+		modbus.AppendTCP(head[:0], o.tx, o.unit, modbus.PDU(o.adu[modbus.MBAPLen:][:1]))
+		head[5] = byte(1 + n)
+		if bytes.Contains(pdu, head[:]) {
+			return false
+		}
+	}
+	return true
+}
+
+// header reports whether b may be the front of a header, as far as it goes, with
+// an id that is in use or was lately.
+func (m *mux) header(b []byte) bool {
+	switch {
+	case len(b) >= 2 && m.tx-binary.BigEndian.Uint16(b) >= recent:
+		return false
+	case len(b) >= 4 && binary.BigEndian.Uint16(b[2:]) != 0:
+		return false
+	case len(b) >= modbus.MBAPLen:
+		_, _, _, err := modbus.ParseMBAP(b)
+		return err == nil
+	}
+	return true
 }
 
 // deliver gives a frame to the request it answers.

@@ -1,6 +1,7 @@
 package line
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -362,6 +363,41 @@ func TestTCPAuto(t *testing.T) {
 	poll(4, 3)
 	if l.InFlight() != 1 {
 		t.Errorf("InFlight %d after a slip, want 1", l.InFlight())
+	}
+}
+
+// TestTCPBrokenOffInFlight: with several requests on their way, an answer that
+// breaks off takes in the front of the next one. Nothing of it is a value.
+func TestTCPBrokenOffInFlight(t *testing.T) {
+	t.Parallel()
+	for _, missing := range []int{1, 5, 8, 14, 20, 29, 40} {
+		var mu sync.Mutex
+		var first *request
+		d := listen(t, modbus.FramingTCP, func(p *peer, r request) {
+			mu.Lock()
+			defer mu.Unlock()
+			if first == nil {
+				first = &r
+				return
+			}
+			a := mbap(*first, right(*first))
+			p.write(append(a[:max(len(a)-missing, 1)], mbap(r, right(r))...))
+			first = nil
+		})
+		cfg := tcpBus(d.Addr().String(), modbus.FramingTCP)
+		cfg.InFlight = 2
+		l := start(t, cfg)
+		var wg sync.WaitGroup
+		for i, n := range []uint16{20, 10} {
+			wg.Go(func() {
+				req := modbus.ReadRequest(modbus.HoldingRegisters, uint16(100*i), n)
+				resp, err := l.Do(context.Background(), 1, req)
+				if err == nil && !bytes.Equal(resp[4:], right(request{pdu: req})[4:]) {
+					t.Errorf("%d bytes missing: WRONG VALUE % x", missing, []byte(resp))
+				}
+			})
+		}
+		wg.Wait()
 	}
 }
 
