@@ -67,6 +67,10 @@ type Settings struct {
 
 	Identity modbus.Identity
 	Seed     uint64 // of everything random
+
+	// OnWrite is told each write when it is executed, in order. It must not
+	// call the device. Nil: nobody is.
+	OnWrite func(Write)
 }
 
 // Validate returns what makes no sense.
@@ -274,10 +278,10 @@ func (d *Device) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (mo
 	}
 	var resp modbus.PDU
 	var err error
-	switch kind {
-	case Silent:
+	switch {
+	case kind == Silent:
 		latency, err = d.settings.Timeout, modbus.ErrNoResponse
-	case Refuse:
+	case kind == Refuse, kind == Late && fault.Code != 0:
 		err = fault.code()
 	default:
 		resp, err = d.answer(req)
@@ -314,7 +318,7 @@ func (d *Device) reply(framing modbus.Framing, tx uint16, unit modbus.UnitID, re
 	}
 	var resp modbus.PDU
 	var err error
-	if fault != nil && fault.Kind == Refuse {
+	if fault != nil && (fault.Kind == Refuse || fault.Kind == Late && fault.Code != 0) {
 		err = fault.code()
 	} else {
 		resp, err = d.answer(req)
@@ -366,6 +370,9 @@ func (d *Device) answer(req modbus.PDU) (modbus.PDU, error) {
 func (d *Device) note(t modbus.Table, addr uint16, values []uint16) {
 	w := Write{time.Now(), d.function, t, addr, slices.Clone(values)}
 	d.written++
+	if d.settings.OnWrite != nil {
+		d.settings.OnWrite(w)
+	}
 	if len(d.writes) < maxWrites {
 		d.writes = append(d.writes, w)
 		return

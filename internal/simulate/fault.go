@@ -17,8 +17,8 @@ type FaultKind uint8
 const (
 	Silent    FaultKind = iota + 1 // not executed, not answered: a dead device
 	Mute                           // executed, but the answer is lost
-	Late                           // executed, answered Delay later (1 s)
-	WrongID                        // answered with another transaction id (MBAP only)
+	Late                           // executed, answered Delay later (1 s); with a Code: not executed, but refused so much later
+	WrongID                        // answered with a transaction id that is not in use (MBAP only)
 	WrongUnit                      // answered with another unit id
 	Refuse                         // not executed, answered with the exception Code (6)
 	CRC                            // a wrong CRC or LRC; on MBAP, which has neither, a wrong protocol id
@@ -57,7 +57,7 @@ func ParseFault(s string) (FaultKind, error) {
 type Fault struct {
 	Kind  FaultKind
 	Delay time.Duration    // 0: the kind's own
-	Code  modbus.Exception // of Refuse; 0: server device busy
+	Code  modbus.Exception // of Refuse; 0: server device busy. Of Late; 0: none
 
 	Probability float64 // of each request, 0 to 1; 0: all
 	Nth         int     // only each nth request to the device
@@ -162,7 +162,8 @@ func (f *Fault) frame(framing modbus.Framing, tx uint16, unit modbus.UnitID, res
 	}
 	switch f.Kind {
 	case WrongID:
-		tx += 1 + uint16(random.IntN(1<<16-1))
+		const far = 1 << 12 // from all that a client may have on their way
+		tx += far + uint16(random.IntN(1<<16-2*far))
 	case WrongUnit:
 		unit++
 	case Drop:

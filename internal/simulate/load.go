@@ -265,6 +265,7 @@ func (l *loader) bus(name string, k, n *node) *Bus {
 		{"mode", scalar(l, &b.Mode, config.ParseMode)},
 		{"strict_silence", scalar(l, &b.StrictSilence, parseBool)},
 		{"lump", scalar(l, &b.Lump, whole(1, modbus.MaxASCII))},
+		{"echo", scalar(l, &b.Echo, parseBool)},
 		{"in_flight", scalar(l, &b.InFlight, whole(1, 1000))},
 		{"excess", scalar(l, &b.Excess, oneOf[Excess](excessNames[:]))},
 		{"max_clients", scalar(l, &b.MaxClients, whole(1, 100000))},

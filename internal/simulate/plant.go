@@ -34,6 +34,7 @@ type Bus struct {
 	Mode          config.SerialMode // how slow it is; a zero Baud: as fast as the pseudo-terminal
 	StrictSilence bool              // ignore requests that broke the silence of 3.5 characters
 	Lump          int               // characters that become readable together; 0: 14, as of a usual UART
+	Echo          bool              // the gateway hears itself, as with many two-wire adapters
 
 	// Of a TCP bus.
 	InFlight   int    // requests at once on one connection; 0: 16. RTU and ASCII take one

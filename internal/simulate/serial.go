@@ -48,14 +48,14 @@ type serialLine struct {
 	silence time.Duration // owed between frames; 0 for ASCII and without a baud rate
 	lump    int
 
-	in     []byte    // of an unfinished request
-	inEnd  time.Time // when the wire time of in is over
-	broken bool      // the silence before in was too short
-	used   bool      // something has been on the wire
-	busy   time.Time // end of what was last on the wire
-	out    []lump    // by time
-	outEnd time.Time // when the last byte of out ends
-	drop   time.Time // unplug then; zero: do not
+	in     []byte                // of an unfinished request
+	inEnd  time.Time             // when the wire time of in is over
+	broken bool                  // the silence before in was too short
+	used   bool                  // something has been on the wire
+	busy   time.Time             // end of what was last on the wire
+	out    []lump                // by time
+	ends   map[*Device]time.Time // when each has said what it has to say
+	drop   time.Time             // unplug then; zero: do not
 	back   time.Duration
 	buf    [4096]byte
 }
@@ -143,25 +143,36 @@ func (l *serialLine) next() (at time.Time, ok bool) {
 	return at, !at.IsZero()
 }
 
-// deliver makes readable what is due.
+// deliver makes readable what is due. What is due at one instant becomes readable
+// in one.
 func (l *serialLine) deliver() {
 	for len(l.out) > 0 {
 		now := time.Now()
-		b := l.out[0].bytes
 		if l.out[0].at.After(now) {
 			return
 		}
+		n := 1
+		for n < len(l.out) && l.out[n].at.Equal(l.out[0].at) {
+			n++
+		}
+		b := l.out[0].bytes
+		if n > 1 {
+			b = nil
+			for _, u := range l.out[:n] {
+				b = append(b, u.bytes...)
+			}
+		}
+		clear(l.out[:n]) // the bytes may go
+		l.out = l.out[n:]
 		l.busy, l.used = now, true // before the write: nobody can have read it earlier
-		n, err := unix.Write(l.pty.master, b)
-		if n = max(n, 0); err != nil || n < len(b) {
+		w, err := unix.Write(l.pty.master, b)
+		if w = max(w, 0); err != nil || w < len(b) {
 			// Nobody reads, and the kernel's buffer is full: what overruns it
 			// is lost, as in a UART.
-			l.bus.counters.overruns.Add(uint64(len(b) - n))
+			l.bus.counters.overruns.Add(uint64(len(b) - w))
 		}
-		l.bus.counters.bytesOut.Add(uint64(n))
+		l.bus.counters.bytesOut.Add(uint64(w))
 		l.bus.trace("sent", b)
-		l.out[0] = lump{} // the bytes may go
-		l.out = l.out[1:]
 	}
 }
 
@@ -185,6 +196,10 @@ func (l *serialLine) receive(b []byte, at time.Time) {
 		l.busy = l.inEnd
 	}
 	l.used = true
+	if l.bus.Echo {
+		l.out = append(l.out, lump{at, l.inEnd, bytes.Clone(b)})
+		l.sort()
+	}
 	l.in = append(l.in, b...)
 	for len(l.in) > 0 {
 		n := l.frame()
@@ -253,35 +268,69 @@ func (l *serialLine) request(adu []byte, end time.Time) {
 		return
 	}
 	if d := l.bus.Devices.find(unit); d != nil {
-		l.schedule(d.reply(l.bus.Framing, 0, unit, req, adu, false), end)
+		l.schedule(d, d.reply(l.bus.Framing, 0, unit, req, adu, false), end)
 	}
 }
 
-// schedule puts an answer on the wire after a request that ends at end.
-func (l *serialLine) schedule(r reply, end time.Time) {
-	at := end.Add(l.silence)
+// schedule puts an answer of d on the wire after a request that ends at end. A
+// device answers in order: behind a late answer comes what it has to say after
+// it. What would run into the bytes of another device waits for their end.
+func (l *serialLine) schedule(d *Device, r reply, end time.Time) {
+	var took time.Duration // from the first byte to the last
+	begin := end.Add(l.silence)
+	first := true
+	for _, p := range r.parts {
+		switch {
+		case p.echo:
+			continue
+		case first:
+			begin = begin.Add(p.after)
+			first = false
+		default:
+			took += p.after
+		}
+		took += time.Duration(len(p.bytes)) * l.char
+	}
+	if before := l.ends[d]; begin.Before(before) {
+		begin = before
+	}
+	for _, u := range l.out { // by time, so that one look is enough
+		if u.begin.Before(begin.Add(took)) && begin.Before(u.at) {
+			begin = u.at
+		}
+	}
+	at := begin
+	first = true
 	for _, p := range r.parts {
 		if p.echo {
 			l.out = append(l.out, lump{end, end, p.bytes})
 			continue
 		}
-		at = at.Add(p.after)
-		if at.Before(l.outEnd) {
-			at = l.outEnd // behind what another device is still sending
+		if !first {
+			at = at.Add(p.after)
 		}
+		first = false
 		for b := p.bytes; len(b) > 0; {
 			n := min(len(b), l.lump)
 			done := at.Add(time.Duration(n) * l.char)
 			l.out = append(l.out, lump{at, done, b[:n]})
 			at, b = done, b[n:]
 		}
-		l.outEnd = at
 	}
+	if l.ends == nil {
+		l.ends = make(map[*Device]time.Time)
+	}
+	l.ends[d] = at
 	if r.drop {
 		l.drop, l.back = at, r.back
 	}
+	l.sort()
+}
+
+// sort brings out into order, which only an echo or a late answer upsets.
+func (l *serialLine) sort() {
 	byTime := func(a, b lump) int { return a.at.Compare(b.at) }
-	if !slices.IsSortedFunc(l.out, byTime) { // seldom: an echo, or a late answer
+	if !slices.IsSortedFunc(l.out, byTime) {
 		slices.SortStableFunc(l.out, byTime)
 	}
 }
@@ -295,6 +344,7 @@ func (l *serialLine) replug(ctx context.Context) error {
 		return err
 	}
 	l.in, l.out, l.drop = l.in[:0], nil, time.Time{}
+	clear(l.ends)
 	if sleep(ctx, l.back) != nil {
 		return nil
 	}

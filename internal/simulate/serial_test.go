@@ -414,3 +414,42 @@ func TestCloseAfterRun(t *testing.T) {
 		}
 	}
 }
+
+// TestSerialEcho: an adapter that echoes brings back every byte, whatever the
+// devices do.
+func TestSerialEcho(t *testing.T) {
+	for _, baud := range []int{0, 115200} {
+		b := serialBus(baud, seventeen(t, Settings{}))
+		b.Mode.Baud, b.Echo = baud, true
+		start(t, b)
+		port := openPort(t, b)
+		req, resp := modbus.AppendRTU(nil, 1, readTwo), modbus.AppendRTU(nil, 1, twoRegs)
+		exchange(t, port, req, append(bytes.Clone(req), resp...))
+		time.Sleep(stale)
+		other := modbus.AppendRTU(nil, 9, readTwo)
+		exchange(t, port, other, other)
+		exchange(t, port, req[:3], req[:3])
+		hush(t, port, 5*time.Millisecond)
+	}
+}
+
+// TestLateAnswersKeepTheirOrder: a device that is late answers what it was asked
+// in order; the others do not wait for it.
+func TestLateAnswersKeepTheirOrder(t *testing.T) {
+	slow := seventeen(t, Settings{Unit: 1, Faults: []Fault{{Kind: Late, Nth: 2, Delay: 60 * time.Millisecond, Code: modbus.ServerDeviceFailure}}})
+	fast := seventeen(t, Settings{Unit: 2})
+	b := serialBus(0, slow, fast)
+	b.Mode.Baud = 0
+	start(t, b)
+	port := openPort(t, b)
+	frame := func(u modbus.UnitID, pdu modbus.PDU) []byte { return modbus.AppendRTU(nil, u, pdu) }
+	exchange(t, port, frame(1, readTwo), frame(1, twoRegs))
+	exchange(t, port, frame(1, readTwo), nil)
+	time.Sleep(5 * time.Millisecond)
+	exchange(t, port, frame(1, readTwo), nil)
+	exchange(t, port, frame(2, readTwo), frame(2, twoRegs))
+	exchange(t, port, nil, append(frame(1, modbus.PDU{0x83, 4}), frame(1, twoRegs)...))
+	if n := slow.Requests(); n != 3 {
+		t.Errorf("%d requests", n)
+	}
+}

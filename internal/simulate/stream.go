@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -377,11 +378,16 @@ func (o *outbox) run(ctx context.Context) {
 // play sends the parts of one answer, whose first is due now.
 func (o *outbox) play(ctx context.Context, out outgoing) {
 	at := out.due
-	for i, p := range out.what.parts {
+	parts := out.what.parts
+	for i, p := range parts {
 		if i > 0 && p.after > 0 {
 			at = at.Add(p.after)
 			for ctx.Err() == nil && !sleepUntil(ctx, at, nil) {
 			}
+		}
+		if out.to == nil && i+1 < len(parts) && parts[i+1].after == 0 { // a stream, not datagrams
+			parts[i+1].bytes = slices.Concat(p.bytes, parts[i+1].bytes) // they come together
+			continue
 		}
 		if len(p.bytes) > 0 && (ctx.Err() != nil || o.send(p.bytes, out.to) != nil) {
 			o.hang()
