@@ -10,7 +10,8 @@
 GO       ?= go
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
-BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
+# Nothing here speaks HTTP/2; leaving it out saves 0.4 MB.
+BUILD    := CGO_ENABLED=0 $(GO) build -trimpath -tags nethttpomithttp2 -ldflags '$(LDFLAGS)'
 FUZZTIME ?= 10s
 TARGETS  := linux-amd64 linux-arm64 linux-armv7 linux-armv6 linux-riscv64
 
