@@ -224,7 +224,7 @@ func whenOf(t *tables) value[When] {
 			c.atLeast = max(c.atLeast, c.atMost)
 		}
 		if c.atLeast > 0 && c.atMost > c.atLeast {
-			d.faultf(n, "at_most %s would hold back the heartbeat at_least %s; write a shorter at_most", formatDuration(c.atMost), formatDuration(c.atLeast))
+			d.faultf(n, "at_most %s would hold back the heartbeat at_least %s; write a shorter at_most", FormatDuration(c.atMost), FormatDuration(c.atLeast))
 			ok = false
 		}
 		return When{AnyChange: c.change.any, Band: c.change.band, Percent: c.change.percent, AtLeast: c.atLeast, AtMost: c.atMost}, ok

@@ -255,8 +255,8 @@ func parseDuration(s string) (time.Duration, bool) {
 	return time.Duration(math.Round(sum)), true
 }
 
-// formatDuration writes a duration as parseDuration reads it.
-func formatDuration(v time.Duration) string {
+// FormatDuration writes a duration as parseDuration reads it.
+func FormatDuration(v time.Duration) string {
 	if v == 0 {
 		return "0s"
 	}
@@ -309,7 +309,7 @@ func (d *decoder) duration(n *node, least, most time.Duration, want string) (tim
 // within reports a duration that is out of its range.
 func (d *decoder) within(n *node, v, least, most time.Duration) bool {
 	if v < least || v > most {
-		d.faultf(n, "%s is outside %s to %s", n.Text, formatDuration(least), formatDuration(most))
+		d.faultf(n, "%s is outside %s to %s", n.Text, FormatDuration(least), FormatDuration(most))
 		return false
 	}
 	return true
