@@ -226,10 +226,7 @@ func (a *auth) check(name, password string, deadline time.Time) *account {
 	}
 	digest := a.digest(name, password)
 	if right, known := a.known(name, digest); known {
-		if right {
-			return acc
-		}
-		return nil
+		return given(right, acc)
 	}
 	limit := time.NewTimer(time.Until(deadline))
 	defer limit.Stop()
@@ -239,8 +236,8 @@ func (a *auth) check(name, password string, deadline time.Time) *account {
 	case <-limit.C:
 		return nil
 	}
-	if right, known := a.known(name, digest); known && right {
-		return acc // the one before was the same client
+	if right, known := a.known(name, digest); known {
+		return given(right, acc) // the one before was the same client
 	}
 	if acc != nil && acc.hash.matches(password) {
 		a.mu.Lock()
@@ -255,6 +252,13 @@ func (a *auth) check(name, password string, deadline time.Time) *account {
 	a.wrong[a.next] = digest
 	a.next = (a.next + 1) % len(a.wrong)
 	a.mu.Unlock()
+	return nil
+}
+
+func given(right bool, acc *account) *account {
+	if right {
+		return acc
+	}
 	return nil
 }
 

@@ -58,6 +58,7 @@ var ErrClosed = errors.New("broker is closed")
 // goroutines.
 type Broker struct {
 	cfg       config.Broker
+	times     times
 	log       *slog.Logger
 	notices   notices
 	auth      *auth
@@ -133,6 +134,10 @@ type Stats struct {
 // moved aside and logged, and the broker starts empty; a listener that cannot
 // be opened is an error that names it.
 func Listen(cfg config.Broker, dir string, log *slog.Logger) (*Broker, error) {
+	return listen(cfg, dir, log, usualTimes())
+}
+
+func listen(cfg config.Broker, dir string, log *slog.Logger, times times) (*Broker, error) {
 	if cfg.MaxClients <= 0 {
 		cfg.MaxClients = 64
 	}
@@ -145,7 +150,7 @@ func Listen(cfg config.Broker, dir string, log *slog.Logger) (*Broker, error) {
 	cfg.KeepaliveMax = min(max(cfg.KeepaliveMax, minKeepalive*time.Second), maxKeepalive*time.Second)
 	cfg.SessionExpiry = min(max(cfg.SessionExpiry, 0), math.MaxUint32*time.Second)
 	b := &Broker{
-		cfg: cfg, log: log,
+		cfg: cfg, log: log, times: times,
 		running: make(chan struct{}),
 		probing: make(chan struct{}, 1),
 		live:    make(map[string]*guard),
@@ -186,7 +191,10 @@ func (b *Broker) serve() error {
 		Capabilities:           caps,
 		InlineClient:           true,
 		SysTopicResendInterval: sysInterval,
-		Logger:                 slog.New(errorsOnly{b.log.Handler()}),
+		// The guard gathers what is written; the library would hold packets
+		// back while the next one waits for its place in the flow.
+		ClientNetWriteBufferSize: 1,
+		Logger:                   slog.New(errorsOnly{b.log.Handler()}),
 	})
 	if err := b.server.AddHook(&hook{b: b}, nil); err != nil {
 		return err

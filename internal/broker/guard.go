@@ -15,17 +15,23 @@ import (
 	mochi "github.com/mochi-mqtt/server/v2"
 )
 
-// Time limits of a connection.
-const (
-	// connectTimeout is for all that comes before the session: TLS handshake,
+// times are the limits of a connection; tests have shorter ones.
+type times struct {
+	// connect is for all that comes before the session: TLS handshake,
 	// WebSocket upgrade, CONNECT, the check of the password.
-	connectTimeout = 10 * time.Second
-	// writeTimeout is for each writeChunk bytes to be taken by the network.
-	writeTimeout = 5 * time.Second
-	writeChunk   = 16 << 10
-	// goodbyeTimeout is for what is left to write when a connection is closed.
-	goodbyeTimeout = time.Second
-)
+	connect time.Duration
+	// write is for each writeChunk bytes to be taken by the network.
+	write time.Duration
+	// goodbye is for what is left to write when a connection is closed.
+	goodbye time.Duration
+}
+
+func usualTimes() times {
+	return times{connect: 10 * time.Second, write: 5 * time.Second, goodbye: time.Second}
+}
+
+// writeChunk is what a client must take within times.write, in bytes.
+const writeChunk = 16 << 10
 
 // What may wait to be written, in bytes: for one connection, and for one while
 // all of them together hold more than totalBacklog.
@@ -47,6 +53,7 @@ var (
 type wire struct {
 	net.Conn
 	count    *counters
+	times    times
 	accepted time.Time
 	from     string // the address that counts as one peer
 	guarded  atomic.Bool
@@ -95,7 +102,7 @@ func (w *wire) SetWriteDeadline(t time.Time) error {
 // publisher, nor our own publish, nor a takeover waits for a client that does
 // not read - the library writes while it holds the lock that every publish to
 // that client needs. A client whose queue is full, or who takes nothing for
-// writeTimeout, is cut off.
+// times.write, is cut off.
 type guard struct {
 	wire   *wire
 	stream io.ReadWriteCloser // TCP, TLS or WebSocket
@@ -113,6 +120,7 @@ type guard struct {
 	// The reading goroutine's own.
 	subID     uint16 // of the SUBSCRIBE or UNSUBSCRIBE under way
 	refused   string // the topic that refusedTopic stands for
+	told      string // the topic of the last refusal that was logged
 	parted    bool   // the library has finished with the client
 	published int    // messages of the client
 
@@ -129,7 +137,7 @@ type guard struct {
 
 func newGuard(w *wire, stream io.ReadWriteCloser, total *atomic.Int64) *guard {
 	w.guarded.Store(true)
-	_ = w.Conn.SetDeadline(w.accepted.Add(connectTimeout))
+	_ = w.Conn.SetDeadline(w.accepted.Add(w.times.connect))
 	return &guard{
 		wire: w, stream: stream, total: total,
 		wake: make(chan struct{}, 1), done: make(chan struct{}), dead: make(chan struct{}),
@@ -172,7 +180,7 @@ func (g *guard) backlog() int {
 }
 
 // Close ends the connection: nothing more is read or taken, and what is queued
-// is written if the client takes it within goodbyeTimeout.
+// is written if the client takes it within times.goodbye.
 func (g *guard) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -182,7 +190,7 @@ func (g *guard) Close() error {
 	g.closed = true
 	now := time.Now()
 	_ = g.wire.Conn.SetReadDeadline(now)
-	_ = g.wire.Conn.SetWriteDeadline(now.Add(goodbyeTimeout))
+	_ = g.wire.Conn.SetWriteDeadline(now.Add(g.wire.times.goodbye))
 	g.wakeUp()
 	return nil
 }
@@ -250,12 +258,12 @@ func (g *guard) write() {
 }
 
 // flush writes buf. However much it is, the client only has to take a chunk
-// within each writeTimeout.
+// within each times.write.
 func (g *guard) flush(buf []byte) error {
 	for chunk := range slices.Chunk(buf, writeChunk) {
 		g.mu.Lock()
 		if !g.closed {
-			_ = g.wire.Conn.SetWriteDeadline(time.Now().Add(writeTimeout))
+			_ = g.wire.Conn.SetWriteDeadline(time.Now().Add(g.wire.times.write))
 		}
 		g.mu.Unlock()
 		if _, err := g.stream.Write(chunk); err != nil {

@@ -125,7 +125,7 @@ func (b *Broker) admit(g *guard, cl *mochi.Client, pk *packets.Packet) (no refus
 		return refusal{packets.ErrBadAuthenticationMethod, "authentication method " + pk.Properties.AuthenticationMethod}
 	}
 	name := string(pk.Connect.Username)
-	acc := b.auth.check(name, string(pk.Connect.Password), g.wire.accepted.Add(connectTimeout))
+	acc := b.auth.check(name, string(pk.Connect.Password), g.wire.accepted.Add(g.wire.times.connect))
 	if acc == nil {
 		return refusal{packets.ErrBadUsernameOrPassword, fmt.Sprintf("user %.40q", name)}
 	}
@@ -214,11 +214,15 @@ func (h *hook) OnACLCheck(cl *mochi.Client, topic string, write bool) bool {
 	if topic != refusedTopic && acc.mayPublish(topic) {
 		return true
 	}
+	g := guardOf(cl)
 	if topic == refusedTopic {
-		topic = guardOf(cl).refused
+		topic = g.refused
 	}
 	h.b.count.refusedPublishes.Add(1)
-	h.b.notices.log(h.b.log, slog.LevelWarn, "publish refused", "client", cl.ID, "user", acc.name, "topic", topic)
+	if topic != g.told { // one that goes on trying is told once
+		g.told = strings.Clone(topic)
+		h.b.notices.log(h.b.log, slog.LevelWarn, "publish refused", "client", cl.ID, "user", acc.name, "topic", topic)
+	}
 	return false
 }
 
@@ -293,6 +297,8 @@ func (h *hook) OnPacketEncode(cl *mochi.Client, pk packets.Packet) packets.Packe
 		return pk
 	}
 	switch pk.FixedHeader.Type {
+	case packets.Connack:
+		pk.Properties.MaximumPacketSize = uint32(h.b.cfg.MaxPacket)
 	case packets.Suback, packets.Unsuback:
 		pk.PacketID = g.subID
 	case packets.Publish:
@@ -377,9 +383,8 @@ func (b *Broker) handOut(pk *packets.Packet) {
 // OnPublishDropped is a message that a client did not get because too much
 // waits for it already.
 func (h *hook) OnPublishDropped(cl *mochi.Client, _ packets.Packet) {
-	h.b.count.dropped.Add(1)
-	h.b.notices.log(h.b.log, slog.LevelWarn, "a client does not keep up, messages to it are dropped", "client", cl.ID)
-	h.b.tracks.touch(cl)
+	h.b.dropped(cl)
+	h.b.tracks.touch(cl) // the library does not say which one it was
 }
 
 // OnPublished gives way to the encoders of the subscribers now and then.

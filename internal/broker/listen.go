@@ -177,7 +177,7 @@ func (l *listener) prepare() {
 	}
 	l.http = &http.Server{
 		Handler:           http.HandlerFunc(l.upgrade),
-		ReadHeaderTimeout: connectTimeout,
+		ReadHeaderTimeout: l.b.times.connect,
 		MaxHeaderBytes:    8 << 10,
 		ErrorLog:          slog.NewLogLogger(l.b.log.Handler(), slog.LevelDebug),
 		Protocols:         new(http.Protocols),
@@ -209,8 +209,11 @@ func (l *listener) accept() (*wire, error) {
 	for {
 		c, err := l.net.Accept()
 		if err == nil {
-			w := &wire{Conn: c, count: &l.b.count, accepted: time.Now(), from: origin(c.RemoteAddr()), over: l.b.wires.remove}
-			_ = c.SetDeadline(w.accepted.Add(connectTimeout))
+			w := &wire{
+				Conn: c, count: &l.b.count, times: l.b.times, accepted: time.Now(),
+				from: origin(c.RemoteAddr()), over: l.b.wires.remove,
+			}
+			_ = c.SetDeadline(w.accepted.Add(w.times.connect))
 			if old := l.b.wires.add(w); old != nil {
 				l.b.count.evicted.Add(1)
 				l.b.notices.log(l.b.log, slog.LevelWarn, "too many connections without a CONNECT, the oldest is closed",
@@ -277,8 +280,9 @@ func (l *listener) live(w *wire, stream io.ReadWriteCloser) {
 			if p := recover(); p != nil {
 				l.b.count.panics.Add(1)
 				err = fmt.Errorf("%w: %v", errPanic, p)
-				l.b.notices.log(l.b.log, slog.LevelWarn, "a packet upset the decoder", "remote", w.RemoteAddr().String(),
-					"panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+				remote := w.RemoteAddr().String()
+				l.b.notices.log(l.b.log, slog.LevelWarn, "a packet upset the decoder", "remote", remote, "panic", fmt.Sprint(p))
+				l.b.log.Debug("stack of the panic", "remote", remote, "stack", string(debug.Stack()))
 			}
 		}()
 		return l.establish(l.ID(), g)
@@ -296,7 +300,7 @@ func (l *listener) upgrade(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	up := websocket.Upgrader{
-		HandshakeTimeout: connectTimeout,
+		HandshakeTimeout: l.b.times.connect,
 		Subprotocols:     []string{"mqtt", "mqttv3.1"},
 		CheckOrigin:      sameHost,
 		ReadBufferSize:   2048,

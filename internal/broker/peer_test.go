@@ -61,8 +61,13 @@ func (l *logBuffer) String() string {
 // run starts a broker; it is stopped with the test, or by stop.
 func run(t testing.TB, cfg config.Broker, dir string) *testBroker {
 	t.Helper()
+	return runTimes(t, cfg, dir, usualTimes())
+}
+
+func runTimes(t testing.TB, cfg config.Broker, dir string, times times) *testBroker {
+	t.Helper()
 	log := &logBuffer{}
-	b, err := Listen(cfg, dir, slog.New(slog.NewTextHandler(log, nil)))
+	b, err := listen(cfg, dir, slog.New(slog.NewTextHandler(log, nil)), times)
 	if err != nil {
 		t.Fatal(err)
 	}

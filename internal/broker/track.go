@@ -31,6 +31,7 @@ type track struct {
 	client storage.Client
 	kept   bool // outlives its connection
 	here   bool // connected
+	losing bool // messages were dropped since the client connected last
 	dirty  bool // differs from what is stored
 	order  map[uint16]noted
 	next   int64
@@ -82,7 +83,20 @@ func (ts *tracks) connected(cl *mochi.Client) {
 	defer ts.mu.Unlock()
 	t := ts.open(cl.ID)
 	t.describe(cl)
-	t.here = true
+	t.here, t.losing = true, false
+}
+
+// loses notes that a message to the client was dropped, and reports whether it
+// is the first.
+func (ts *tracks) loses(cl *mochi.Client) bool {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t := ts.all[cl.ID]
+	if t == nil || t.losing {
+		return false
+	}
+	t.losing, t.dirty = true, true
+	return true
 }
 
 // parted notes that the client has left, and that its session ends with that
@@ -254,8 +268,17 @@ func (h *hook) OnQosPublish(cl *mochi.Client, pk packets.Packet, _ int64, _ int)
 	if cl.State.Inflight.Delete(pk.PacketID) {
 		atomic.AddInt64(&h.b.server.Info.Inflight, -1)
 	}
-	h.b.count.dropped.Add(1)
-	h.b.notices.log(h.b.log, slog.LevelWarn, "too much waits for a client, newer messages are dropped", "client", cl.ID)
+	h.b.dropped(cl)
+}
+
+// dropped counts a message that a client does not get, and tells it once for
+// each connection.
+func (b *Broker) dropped(cl *mochi.Client) {
+	b.count.dropped.Add(1)
+	if b.tracks.loses(cl) {
+		b.notices.log(b.log, slog.LevelWarn, "too much waits for a client, newer messages are dropped", "client", cl.ID,
+			"connected", !cl.Closed())
+	}
 }
 
 // OnQosComplete notes that a message has been acknowledged.
