@@ -40,6 +40,9 @@ func ParseURL(text string) (*url.URL, error) {
 	case u.Hostname() == "":
 		return nil, fmt.Errorf("url %q: no host in it; write %s://HOST:%s", text, u.Scheme, port)
 	}
+	if strings.Contains(u.Hostname(), ":") && u.Host[0] != '[' {
+		return nil, fmt.Errorf("url %q: an IPv6 address stands in brackets; write %s://[::1]:%s", text, u.Scheme, port)
+	}
 	if u.Port() == "" {
 		u.Host = net.JoinHostPort(u.Hostname(), port)
 	}

@@ -31,6 +31,8 @@ func TestParseURL(t *testing.T) {
 		{"", "begins with mqtt://"},
 		{"h:1883", "begins with mqtt://"},
 		{"tcp://h", "begins with mqtt://"},
+		{"ws://::", "in brackets"},
+		{"mqtt://::1:1883", "in brackets"},
 		{"mqtt://", "no host"},
 		{"mqtt://:1883", "no host"},
 		{"mqtt://h/x", "only ws:// and wss:// have a path"},
@@ -52,6 +54,7 @@ func TestParseURL(t *testing.T) {
 
 func FuzzParseURL(f *testing.F) {
 	f.Add("wss://user:pass@h:1/x?y#z")
+	f.Add("ws://::")
 	f.Fuzz(func(t *testing.T, text string) {
 		u, err := ParseURL(text)
 		if err != nil {

@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -226,7 +227,7 @@ func (b *Broker) configure() (string, error) {
 	} else {
 		c.WriteString("persistence false\n")
 	}
-	c.WriteString("log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type subscribe\n")
+	c.WriteString("max_queued_messages 100000\nlog_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type subscribe\n")
 	if b.opts.Users == nil {
 		c.WriteString("allow_anonymous true\n")
 	} else {
@@ -302,9 +303,9 @@ func (b *Broker) Subscribe(filters []string, args ...string) *Subscriber {
 		b.t.Fatal(err)
 	}
 	s := &Subscriber{t: b.t, more: make(chan struct{}, 1)}
-	read := make(chan struct{})
+	ends := make(chan struct{})
 	go func() { // ends with the process
-		defer close(read)
+		defer close(ends)
 		lines := bufio.NewScanner(out)
 		lines.Buffer(nil, 4<<20)
 		for lines.Scan() {
@@ -323,15 +324,15 @@ func (b *Broker) Subscribe(filters []string, args ...string) *Subscriber {
 	}()
 	b.t.Cleanup(func() {
 		_ = cmd.Process.Kill()
-		<-read
+		<-ends
 		_ = cmd.Wait()
 	})
 	// mosquitto_sub does not flush what it says of itself to a pipe; the
 	// broker's log tells when the last subscription is in force.
-	done := fmt.Sprintf(": %s 2 %s\n", id, filters[len(filters)-1])
-	for deadline := time.Now().Add(patience); !strings.Contains(b.Output(), done); {
+	done := regexp.MustCompile(fmt.Sprintf(": %s [012] %s\n", id, regexp.QuoteMeta(filters[len(filters)-1])))
+	for deadline := time.Now().Add(patience); !done.MatchString(b.Output()); {
 		select {
-		case <-read:
+		case <-ends:
 			b.t.Fatalf("mosquitto_sub ended: %s", errs.String())
 		case <-time.After(2 * time.Millisecond):
 		}
