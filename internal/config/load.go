@@ -207,6 +207,13 @@ func (c *Config) Fault(path, text string) Fault {
 			f.Path, f.Text = path, text
 			return f
 		}
+		for _, named := range c.files {
+			if named.place.Path == p {
+				f := named.place
+				f.Path, f.Text = path, text
+				return f
+			}
+		}
 		if p == "" {
 			return Fault{File: c.file, Path: path, Text: text}
 		}

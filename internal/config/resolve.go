@@ -822,24 +822,16 @@ func (r *resolver) uplink(u *named[rawUplink], up *Uplink) {
 	if c.Insecure {
 		r.warnf(m, "insecure: the broker's certificate is not checked, so anyone on the way can be the broker")
 	}
-	bundle := Bundle(c.Cert)
-	switch {
+	switch ext := strings.ToLower(filepath.Ext(c.Cert)); {
 	case c.Cert == "" && c.Key != "":
 		r.keyFault(m, "key", "stands without cert; add cert")
-	case c.Cert != "" && c.Key == "" && !bundle:
-		r.keyFault(m, "cert", "a PEM certificate needs its key; add key, or name a .p12 or .pfx file")
-	case bundle && c.Key != "":
+	case c.Cert == "" && !c.Password.IsZero():
+		r.keyFault(m, "password", "is that of a PKCS#12 file, and there is none; add cert")
+	case (ext == ".p12" || ext == ".pfx") && c.Key != "":
 		r.keyFault(m, "key", "a PKCS#12 file holds its key; remove this")
-	case !bundle && !c.Password.IsZero():
+	case (ext == ".pem" || ext == ".crt" || c.Key != "") && !c.Password.IsZero():
 		r.keyFault(m, "password", "is only for PKCS#12 files (.p12, .pfx); remove it")
 	}
-}
-
-// Bundle reports whether a certificate's file is PKCS#12, which also holds its
-// key, rather than PEM.
-func Bundle(cert string) bool {
-	ext := strings.ToLower(filepath.Ext(cert))
-	return ext == ".p12" || ext == ".pfx"
 }
 
 func (r *resolver) broker() {

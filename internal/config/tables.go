@@ -338,7 +338,7 @@ func newUplink(t *tables) value[rawUplink] {
 	pw := secret(t)
 	tlsForm := newObject("tls", "What the uplink presents and trusts.", UplinkTLS{},
 		key("ca", func(c *UplinkTLS) *string { return &c.CA }, path(), "Certificates of the authorities to trust, PEM or DER. Default: the system's.").aka("cafile", "ca_file", "ca_cert"),
-		key("cert", func(c *UplinkTLS) *string { return &c.Cert }, path(), "Our certificate: PEM, with key; or one PKCS#12 file (.p12, .pfx), with password.").aka("certfile", "cert_file", "pfx", "p12"),
+		key("cert", func(c *UplinkTLS) *string { return &c.Cert }, path(), "Our certificate: PEM, with key beside it or in the same file; or one PKCS#12 file (.p12, .pfx), with password.").aka("certfile", "cert_file", "pfx", "p12"),
 		key("key", func(c *UplinkTLS) *string { return &c.Key }, path(), "The key of our certificate, PEM.").aka("keyfile", "key_file"),
 		key("password", func(c *UplinkTLS) *SecretSource { return &c.Password }, pw, "Password of the PKCS#12 file.").hide(),
 		key("server_name", func(c *UplinkTLS) *string { return &c.ServerName }, text("a host name"), "Name that the broker's certificate must have. Default: the URL's host.").aka("sni"),
