@@ -164,6 +164,7 @@ func TestSubscriberThatStopsReading(t *testing.T) {
 	for _, qos := range []byte{0, 1} {
 		for _, version := range []byte{4, 5} {
 			t.Run(fmt.Sprintf("QoS %d MQTT %d", qos, version), func(t *testing.T) {
+				t.Parallel()
 				limits := usualTimes()
 				limits.write = 500 * time.Millisecond
 				b := runTimes(t, everybody(), "", limits)
@@ -204,6 +205,7 @@ func TestSubscriberThatStopsReading(t *testing.T) {
 }
 
 func TestTakeoverOfStuckClient(t *testing.T) {
+	t.Parallel()
 	b := run(t, everybody(), "")
 	stuck := connect(t, b.addr(), hello{id: "c"})
 	stuck.subscribe(1, "#")
@@ -241,6 +243,7 @@ func TestTakeoverOfStuckClient(t *testing.T) {
 // A client that sends and never reads the answers is cut off too, and what
 // waits for it is bounded.
 func TestClientThatNeverReadsAnswers(t *testing.T) {
+	t.Parallel()
 	limits := usualTimes()
 	limits.write = 300 * time.Millisecond
 	b := runTimes(t, everybody(), "", limits)
@@ -293,6 +296,7 @@ func TestHalfOpenClients(t *testing.T) {
 
 // The whole CONNECT has to come in time, however slowly its bytes do.
 func TestSlowConnect(t *testing.T) {
+	t.Parallel()
 	limits := usualTimes()
 	limits.connect = 300 * time.Millisecond
 	b := runTimes(t, everybody(), "", limits)

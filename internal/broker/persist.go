@@ -349,15 +349,18 @@ func (b *Broker) loaded() {
 		atomic.AddInt64(&info.Subscriptions, int64(cl.State.Subscriptions.Len()))
 		atomic.AddInt64(&info.Inflight, int64(cl.State.Inflight.Len()))
 	}
-	kept := b.server.Topics.Retained.GetAll()
-	atomic.StoreInt64(&info.Retained, int64(len(kept)))
-	for topic, pk := range kept {
+	retained := 0
+	for topic, pk := range b.server.Topics.Retained.GetAll() {
+		if strings.HasPrefix(topic, "$") {
+			continue
+		}
+		retained++
 		if n := pk.Properties.MessageExpiryInterval; n > 0 {
 			pk.ProtocolVersion, pk.Expiry = 5, pk.Created+int64(n)
 			b.server.Topics.Retained.Add(topic, pk)
 		}
 	}
-	if n := b.server.Clients.Len() - 1; b.store != nil && n+len(kept) > 0 {
-		b.log.Info("sessions and retained messages loaded", "sessions", n, "retained", len(kept))
+	if n := b.server.Clients.Len() - 1; n+retained > 0 {
+		b.log.Info("sessions and retained messages loaded", "sessions", n, "retained", retained)
 	}
 }

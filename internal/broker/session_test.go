@@ -257,6 +257,7 @@ func TestTakeoverRace(t *testing.T) {
 }
 
 func TestWills(t *testing.T) {
+	t.Parallel()
 	b := run(t, everybody(), "")
 	w := connect(t, b.addr(), hello{id: "watcher"})
 	w.subscribe(1, "will/#")

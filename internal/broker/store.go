@@ -9,6 +9,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -135,8 +136,11 @@ func (s *store) open() error {
 	return s.compact()
 }
 
+// boltOptions keep the list of free pages in the file. Without it bbolt looks
+// for them in a goroutine of its own when it opens the file, and a damaged page
+// makes that one panic, which ends the process.
 func boltOptions() *bbolt.Options {
-	return &bbolt.Options{Timeout: 2 * time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true}
+	return &bbolt.Options{Timeout: 2 * time.Second, FreelistType: bbolt.FreelistMapType}
 }
 
 // begin moves a file that cause says is damaged aside and starts a new one.
@@ -466,7 +470,8 @@ func readMeta(f *os.File, at int64) (*metaPage, error) {
 	h := fnv.New64a()
 	_, _ = h.Write(b[:metaSize-8])
 	m := &metaPage{pageSize: uint64(ne.Uint32(b[8:])), pages: ne.Uint64(b[40:]), txid: ne.Uint64(b[48:])}
-	good := ne.Uint32(b) == metaMagic && ne.Uint32(b[4:]) == metaMinor && ne.Uint64(b[56:]) == h.Sum64() &&
+	// Without a list of free pages it would be as boltOptions says.
+	good := ne.Uint64(b[32:]) != math.MaxUint64 && ne.Uint32(b) == metaMagic && ne.Uint32(b[4:]) == metaMinor && ne.Uint64(b[56:]) == h.Sum64() &&
 		m.pageSize >= 1024 && m.pageSize <= 64<<10
 	if !good {
 		return nil, nil
