@@ -43,6 +43,7 @@ func commands() []command {
 		{"run", "run the gateway", cmdRun},
 		{"demo", "see it work: a simulated plant, the gateway, a live view", cmdDemo},
 		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode", cmdModbus},
+		{"mqtt", "speak MQTT directly: pub, sub", cmdMQTT},
 		{"simulate", "Modbus devices with waveforms and faults, TCP and serial", cmdSimulate},
 		{"version", "print the version", cmdVersion},
 	}

@@ -56,6 +56,13 @@ func (f *Fault) Error() string {
 // Unwrap returns the cause.
 func (f *Fault) Unwrap() error { return f.Err }
 
+// ByBroker reports whether the broker itself answered, with a no: to CONNECT or
+// to a subscription. All other faults are of the way there, or of silence.
+func (f *Fault) ByBroker() bool {
+	var r refusal
+	return errors.As(f.Err, &r) || errors.Is(f.Err, ErrSubscriptionRefused)
+}
+
 // errProtocol is wrapped by errors that say a broker broke the protocol.
 var errProtocol = errors.New("protocol error")
 
