@@ -91,7 +91,7 @@ func MakePlan(cfg *config.Config) Plan {
 // planBus plans one bus and notes how often each of its points is read; not at
 // all, if that is not regularly.
 func planBus(b config.Bus, devices []config.Device, polls map[point.ID]time.Duration) BusPlan {
-	p := BusPlan{Name: b.Name, Wire: wireName(b)}
+	p := BusPlan{Name: b.Name, Wire: WireName(b)}
 	atOnce := time.Duration(max(b.InFlight, 1))
 	var spare time.Duration // one round of what is read as fast as possible
 	cycles := make(map[point.Interval]time.Duration)
@@ -110,7 +110,7 @@ func planBus(b config.Bus, devices []config.Device, polls map[point.ID]time.Dura
 			req := RequestPlan{
 				Device: d.Name, Unit: uint8(d.Unit),
 				Table: r.Table.String(), Address: r.Address, Count: r.Count,
-				Every: intervalName(r.Every), MS: ms(cost),
+				Every: IntervalName(r.Every), MS: ms(cost),
 			}
 			for _, i := range r.Points {
 				id := d.Points[i].ID
@@ -164,14 +164,15 @@ func (p *BusPlan) count(every point.Interval) {
 			return
 		}
 	}
-	p.Cycles = append(p.Cycles, CyclePlan{Every: intervalName(every), Requests: 1, interval: every})
+	p.Cycles = append(p.Cycles, CyclePlan{Every: IntervalName(every), Requests: 1, interval: every})
 }
 
 func ms(d time.Duration) float64 {
 	return float64(d.Round(time.Microsecond)) / float64(time.Millisecond)
 }
 
-func intervalName(i point.Interval) string {
+// IntervalName returns an interval as the configuration spells it.
+func IntervalName(i point.Interval) string {
 	switch i {
 	case point.Once:
 		return "once"
@@ -181,8 +182,8 @@ func intervalName(i point.Interval) string {
 	return config.FormatDuration(time.Duration(i))
 }
 
-// wireName says what a bus is made of.
-func wireName(b config.Bus) string {
+// WireName says what a bus is made of.
+func WireName(b config.Bus) string {
 	name := b.Kind.String() + " " + b.Address
 	if b.Kind == config.Serial {
 		name += " " + b.Mode.String()
