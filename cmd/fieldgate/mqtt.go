@@ -181,7 +181,7 @@ func (p *brokerPeer) connect(ctx context.Context, a *app, broker string, handler
 	}
 	var conn *uplink.Conn
 	for _, url := range cfg.URLs {
-		if conn, err = uplink.Connect(ctx, cfg, url, uplink.ConnOptions{Handler: handler}); err == nil {
+		if conn, err = uplink.Connect(ctx, cfg, url, uplink.ConnOptions{Handler: handler, MaxPacket: 64 << 20}); err == nil {
 			return conn, nil
 		}
 		err = fmt.Errorf("%s: %w", url, err)

@@ -86,7 +86,7 @@ func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) 
 	}
 	q := &Queue{
 		cfg:   cfg,
-		log:   log.With("queue", name),
+		log:   log,
 		start: time.Now(),
 		wake:  make(chan struct{}, 1),
 		ends:  make(chan struct{}),

@@ -274,12 +274,12 @@ func TestLossIsLoggedOnceEachWay(t *testing.T) {
 			lines = append(lines, strings.TrimSpace(text))
 		}
 		wantLines := []string{
-			`WARN msg="queue is full, messages are lost" queue=cloud lost=1`,
-			`INFO msg="queue has room again" queue=cloud lost=8`,
-			`WARN msg="queue is full, messages are lost" queue=cloud lost=1`,
-			`INFO msg="queue has room again" queue=cloud lost=3`,
-			`WARN msg="messages are older than max_age and are lost" queue=cloud lost=1`,
-			`INFO msg="no more messages past max_age" queue=cloud lost=2`,
+			`WARN msg="queue is full, messages are lost" lost=1`,
+			`INFO msg="queue has room again" lost=8`,
+			`WARN msg="queue is full, messages are lost" lost=1`,
+			`INFO msg="queue has room again" lost=3`,
+			`WARN msg="messages are older than max_age and are lost" lost=1`,
+			`INFO msg="no more messages past max_age" lost=2`,
 		}
 		if got, want := strings.Join(lines, "\n"), strings.Join(wantLines, "\n"); got != want {
 			t.Errorf("logged:\n%s\nwant:\n%s", got, want)

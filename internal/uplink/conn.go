@@ -39,8 +39,9 @@ const (
 	writePatience  = 10 * time.Second // for one write, see wire
 	goodbye        = time.Second      // for DISCONNECT to be written
 
-	// MaxPacket is the longest packet taken from a broker.
-	MaxPacket = 16 << 20
+	// MaxPacket is the longest packet taken from a broker. One that announces a
+	// longer one costs the connection: it is no command for a gateway.
+	MaxPacket = 1 << 20
 
 	writeMost = 64 << 10 // packets are gathered up to here for one write
 )
@@ -52,6 +53,8 @@ type ConnOptions struct {
 	Acked   func(seqs []uint64) // queue entries that were acknowledged; called from the reader, keeps nothing
 	Width   int                 // messages in flight; 0: the constant
 	Sure    bool                // send what has QoS 0 with QoS 1
+
+	MaxPacket int // longest packet taken; 0: the constant
 }
 
 // ConnState is what a connection turned out to be.
@@ -112,9 +115,12 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 	if o.Width == 0 {
 		o.Width = Width
 	}
+	if o.MaxPacket == 0 {
+		o.MaxPacket = MaxPacket
+	}
 	c := &Conn{
 		State:    describe(u, stream.tls),
-		wire:     newWire(stream, MaxPacket, writePatience),
+		wire:     newWire(stream, o.MaxPacket, writePatience),
 		win:      newWindow(o.Width),
 		acked:    o.Acked,
 		qosMax:   2,

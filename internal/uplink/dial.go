@@ -1,24 +1,19 @@
 package uplink
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
-	"golang.org/x/net/http/httpproxy"
-	"golang.org/x/net/proxy"
 	"golang.org/x/sys/unix"
 
 	"fieldgate/internal/config"
@@ -142,135 +137,6 @@ func dialTCP(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Du
 		return conn, nil
 	}
 	return dialProxy(ctx, d, via, u.Host, timeout)
-}
-
-// proxyFor returns the proxy for u, nil for none: the one that is set, for
-// every host, else the environment's by the customs of curl: HTTP_PROXY for ws,
-// HTTPS_PROXY for wss, ALL_PROXY for mqtt and mqtts, none for what NO_PROXY
-// names and for this machine itself.
-func proxyFor(set string, u *url.URL) (*url.URL, error) {
-	if set != "" {
-		via, err := url.Parse(set)
-		if err != nil || via.Host == "" {
-			return nil, &Fault{Step: StepProxy, Text: fmt.Sprintf("%q is no address of a proxy", set), Remedy: "write http://HOST:PORT or https://HOST:PORT", Err: err, Refused: true}
-		}
-		return via, nil
-	}
-	env := httpproxy.FromEnvironment()
-	as := url.URL{Scheme: "https", Host: u.Host}
-	switch u.Scheme {
-	case "ws":
-		as.Scheme = "http"
-	case "mqtt", "mqtts":
-		all := os.Getenv("ALL_PROXY")
-		if all == "" {
-			all = os.Getenv("all_proxy")
-		}
-		env.HTTPProxy, env.HTTPSProxy = all, all
-	}
-	via, err := env.ProxyFunc()(&as)
-	if err != nil {
-		return nil, &Fault{Step: StepProxy, Text: fmt.Sprintf("the environment's proxy: %v", err), Remedy: "check HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or set proxy", Err: err, Refused: true}
-	}
-	return via, nil
-}
-
-// dialProxy connects to addr through via: HTTP or HTTPS with CONNECT, SOCKS 5.
-func dialProxy(ctx context.Context, d *net.Dialer, via *url.URL, addr string, timeout time.Duration) (net.Conn, error) {
-	ports := map[string]string{"http": "80", "https": "443", "socks5": "1080", "socks5h": "1080"}
-	port, ok := ports[via.Scheme]
-	if !ok {
-		return nil, &Fault{Step: StepProxy, Text: fmt.Sprintf("%q is no kind of proxy that is known", via.Scheme), Remedy: "write http://HOST:PORT or https://HOST:PORT", Refused: true}
-	}
-	host := via.Host
-	if via.Port() == "" {
-		host = net.JoinHostPort(via.Hostname(), port)
-	}
-	if strings.HasPrefix(via.Scheme, "socks5") {
-		return dialSOCKS(ctx, d, via, host, addr, timeout)
-	}
-	conn, err := d.DialContext(ctx, "tcp", host)
-	if err != nil {
-		return nil, dialFault(err, "proxy", host, timeout)
-	}
-	raw := conn
-	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(longAgo) })
-	defer stop()
-	if via.Scheme == "https" {
-		secure := tls.Client(conn, &tls.Config{ServerName: via.Hostname()})
-		if err := secure.HandshakeContext(ctx); err != nil {
-			_ = conn.Close()
-			return nil, &Fault{Step: StepProxy, Text: fmt.Sprintf("TLS with proxy %s: %v", host, bare(err)), Err: err, Refused: !isTimeout(err)}
-		}
-		conn = secure
-	}
-	err = connectThrough(conn, via, host, addr, timeout)
-	if err != nil {
-		_ = conn.Close()
-		return nil, err
-	}
-	if !stop() {
-		_ = conn.Close()
-		return nil, dialFault(ctx.Err(), "proxy", host, timeout)
-	}
-	return conn, nil
-}
-
-// longAgo is a deadline that ends whatever waits.
-var longAgo = time.Unix(1, 0)
-
-// connectThrough asks the HTTP proxy at the other end of conn for addr.
-func connectThrough(conn net.Conn, via *url.URL, host, addr string, timeout time.Duration) error {
-	failed := func(err error) error {
-		if isTimeout(err) {
-			return &Fault{Step: StepProxy, Text: fmt.Sprintf("proxy %s did not reach %s within %v", host, addr, timeout), Remedy: "check the broker's address, and what the proxy allows", Err: err}
-		}
-		return &Fault{Step: StepProxy, Text: fmt.Sprintf("proxy %s: %v", host, bare(err)), Remedy: "is this an HTTP proxy?", Err: err, Refused: true}
-	}
-	req := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: addr}, Host: addr, Header: http.Header{}}
-	if user := via.User; user != nil {
-		password, _ := user.Password()
-		req.Header.Set("Proxy-Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password)))
-	}
-	if err := req.Write(conn); err != nil {
-		return failed(err)
-	}
-	in := bufio.NewReader(io.LimitReader(conn, 16<<10)) // or a stranger could send headers for ever
-	answer, err := http.ReadResponse(in, req)
-	if err != nil {
-		return failed(err)
-	}
-	if answer.StatusCode != http.StatusOK {
-		f := &Fault{Step: StepProxy, Text: fmt.Sprintf("proxy %s answers %s for %s", host, answer.Status, addr), Remedy: "check what the proxy allows", Refused: true}
-		switch answer.StatusCode {
-		case http.StatusProxyAuthRequired:
-			f.Remedy = "write the proxy as http://USER:PASSWORD@HOST:PORT"
-		case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-			f.Remedy, f.Refused = "the proxy cannot reach the broker", false
-		}
-		return f
-	}
-	if in.Buffered() > 0 { // no broker speaks first
-		return &Fault{Step: StepProxy, Text: fmt.Sprintf("proxy %s sends more than an answer", host), Remedy: "is this an HTTP proxy?", Refused: true}
-	}
-	return nil
-}
-
-func dialSOCKS(ctx context.Context, d *net.Dialer, via *url.URL, host, addr string, timeout time.Duration) (net.Conn, error) {
-	var auth *proxy.Auth
-	if user := via.User; user != nil {
-		password, _ := user.Password()
-		auth = &proxy.Auth{User: user.Username(), Password: password}
-	}
-	s, err := proxy.SOCKS5("tcp", host, auth, d)
-	if err != nil {
-		return nil, &Fault{Step: StepProxy, Text: fmt.Sprintf("proxy %s: %v", host, err), Err: err, Refused: true}
-	}
-	conn, err := s.(proxy.ContextDialer).DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, &Fault{Step: StepProxy, Text: fmt.Sprintf("proxy %s: %v", host, bare(err)), Remedy: "is the proxy running, and does it allow the broker?", Err: err}
-	}
-	return conn, nil
 }
 
 // upgrade makes a WebSocket of conn (clause 6).

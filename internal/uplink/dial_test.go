@@ -199,35 +199,64 @@ func TestProxy(t *testing.T) {
 }
 
 func TestProxyFromEnvironment(t *testing.T) {
-	for _, name := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy", "REQUEST_METHOD"} {
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"} {
 		t.Setenv(name, "")
+		t.Setenv(strings.ToLower(name), "")
 	}
-	t.Setenv("HTTP_PROXY", "http://plain:1")
-	t.Setenv("HTTPS_PROXY", "http://secure:2")
-	t.Setenv("ALL_PROXY", "http://all:3")
-	t.Setenv("NO_PROXY", "local.example,10.0.0.0/8")
-	for _, row := range []struct{ set, url, want string }{
-		{"", "ws://h", "plain:1"},
-		{"", "wss://h", "secure:2"},
-		{"", "mqtt://h", "all:3"},
-		{"", "mqtts://h", "all:3"},
-		{"", "mqtts://local.example", ""},
-		{"", "wss://10.1.2.3", ""},
-		{"", "mqtt://127.0.0.1", ""},
-		{"", "mqtt://localhost", ""},
-		{"http://mine:4", "mqtt://127.0.0.1", "mine:4"},
-	} {
-		u, err := ParseURL(row.url)
+	look := func(set, broker, want string) {
+		t.Helper()
+		u, err := ParseURL(broker)
 		if err != nil {
 			t.Fatal(err)
 		}
-		via, err := proxyFor(row.set, u)
+		via, err := proxyFor(set, u)
 		got := ""
 		if via != nil {
-			got = via.Host
+			got = via.String()
 		}
-		if err != nil || got != row.want {
-			t.Errorf("proxyFor(%q, %s) = %q, %v; want %q", row.set, row.url, got, err, row.want)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want && (err == nil || !strings.Contains(got, want)) {
+			t.Errorf("proxyFor(%q, %s) = %q, want %q", set, broker, got, want)
 		}
 	}
+	look("", "wss://h", "")
+	t.Setenv("all_proxy", "all:3")
+	look("", "ws://h", "http://all:3")
+	look("", "mqtts://h", "http://all:3")
+	t.Setenv("HTTP_PROXY", "http://plain:1")
+	t.Setenv("https_proxy", "https://secure:2")
+	t.Setenv("NO_PROXY", "local.example, .dot.example,*.star.example,10.0.0.0/8,192.168.1.1,fd00::/8,[::2]:1883,port.example:8883")
+	for _, row := range [][2]string{
+		{"ws://h", "http://plain:1"},
+		{"wss://h", "https://secure:2"},
+		{"mqtt://h", "http://all:3"},
+		{"mqtts://local.example", ""},
+		{"mqtts://a.Local.example", ""},
+		{"mqtts://notlocal.example", "http://all:3"},
+		{"mqtts://dot.example", ""},
+		{"mqtts://a.dot.example", ""},
+		{"mqtts://a.b.star.example", ""},
+		{"mqtts://port.example", ""},
+		{"mqtts://port.example:1", "http://all:3"},
+		{"wss://10.1.2.3", ""},
+		{"wss://11.1.2.3", "https://secure:2"},
+		{"wss://192.168.1.1", ""},
+		{"wss://192.168.1.2", "https://secure:2"},
+		{"mqtt://[fd00::1]", ""},
+		{"mqtt://[::2]", ""},
+		{"mqtt://[::2]:1884", "http://all:3"},
+		{"mqtt://127.0.0.1", ""},
+		{"mqtt://[::1]", ""},
+		{"mqtt://localhost", ""},
+	} {
+		look("", row[0], row[1])
+	}
+	look("http://mine:4", "mqtt://127.0.0.1", "http://mine:4")
+	t.Setenv("NO_PROXY", "*")
+	look("", "wss://h", "")
+	t.Setenv("NO_PROXY", "")
+	t.Setenv("HTTP_PROXY", "http://user:s3cret@h:port")
+	look("", "ws://h", "HTTP_PROXY is no address of a proxy; write http://HOST:PORT")
 }
