@@ -42,6 +42,10 @@ func commands() []command {
 	return []command{
 		{"run", "run the gateway", cmdRun},
 		{"demo", "see it work: a simulated plant, the gateway, a live view", cmdDemo},
+		{"init", "write a commented configuration to start from", cmdInit},
+		{"check", "say what is wrong with a configuration, line by line", cmdCheck},
+		{"plan", "the requests, bus load and messages that come of a configuration", cmdPlan},
+		{"schema", "print the JSON Schema of the configuration", cmdSchema},
 		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode", cmdModbus},
 		{"mqtt", "speak MQTT directly: pub, sub", cmdMQTT},
 		{"simulate", "Modbus devices with waveforms and faults, TCP and serial", cmdSimulate},

@@ -150,18 +150,23 @@ func (d *decoder) sorted(list []found) []Fault {
 	for i, f := range list {
 		faults[i] = f.Fault
 	}
-	slices.SortStableFunc(faults, func(a, b Fault) int {
-		return cmp.Or(
-			cmp.Compare(d.files[a.File], d.files[b.File]),
-			cmp.Compare(a.Line, b.Line),
-			cmp.Compare(a.Col, b.Col),
-			cmp.Compare(a.Text, b.Text),
-		)
-	})
+	sortFaults(faults, d.files)
 	// A fault inside of what an alias stands for is found at each use, with
 	// another path each time.
 	return slices.CompactFunc(faults, func(a, b Fault) bool {
 		return a.File == b.File && a.Line == b.Line && a.Col == b.Col && a.Text == b.Text && a.Line > 0
+	})
+}
+
+// sortFaults sorts by place; files gives the order of the files.
+func sortFaults(faults []Fault, files map[string]int) {
+	slices.SortStableFunc(faults, func(a, b Fault) int {
+		return cmp.Or(
+			cmp.Compare(files[a.File], files[b.File]),
+			cmp.Compare(a.Line, b.Line),
+			cmp.Compare(a.Col, b.Col),
+			cmp.Compare(a.Text, b.Text),
+		)
 	})
 }
 

@@ -144,6 +144,7 @@ func (l *loader) finish() (*Config, error) {
 		return nil, Faults(d.sorted(d.found))
 	}
 	cfg.Warnings = d.sorted(d.warnings)
+	cfg.order = d.files
 	for _, f := range d.depends {
 		p := d.set.Place(f.at)
 		cfg.files = append(cfg.files, namedFile{f.path, Fault{p.File, p.Line, p.Col, strings.Clone(f.where), ""}})
@@ -197,6 +198,10 @@ func readable(path string) error {
 	}
 	return f.Close()
 }
+
+// Sort puts faults in the order of their places: the main file first, then
+// those of conf.d by name.
+func (c *Config) Sort(faults []Fault) { sortFaults(faults, c.order) }
 
 // Fault returns a fault with the place of path in the file, for those who find
 // it later than Load: publish[0].topic, buses.line1, uplinks.cloud. Where the

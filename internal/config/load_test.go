@@ -102,7 +102,7 @@ uplinks: { cloud: { url: mqtt://broker.example:1883 } }
 	if len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0].Text, "is not encrypted") {
 		t.Errorf("warnings %v", got.Warnings)
 	}
-	got.Warnings, got.file, got.places, got.files = nil, "", nil, nil
+	got.Warnings, got.file, got.places, got.files, got.order = nil, "", nil, nil, nil
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -559,7 +559,7 @@ web: false
 		Log:    Log{8, "journal"},
 	}
 	got := *cfg
-	got.Warnings, got.file, got.places, got.files = nil, "", nil, nil
+	got.Warnings, got.file, got.places, got.files, got.order = nil, "", nil, nil, nil
 	if !reflect.DeepEqual(got, want) {
 		g, w := reflect.ValueOf(got), reflect.ValueOf(want)
 		for i := range g.NumField() {

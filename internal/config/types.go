@@ -27,6 +27,7 @@ type Config struct {
 	file   string           // the main file
 	places map[string]Fault // where sections, devices and keys of rules stand
 	files  []namedFile
+	order  map[string]int // of the files
 }
 
 // Site names this gateway.

@@ -1,0 +1,266 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/gateway"
+	"fieldgate/internal/point"
+	"fieldgate/internal/uplink"
+)
+
+func cmdCheck(_ context.Context, a *app, args []string) error {
+	f := newFlags("check", "[-c FILE] [-v] [--json] [FILE]", `
+Reads the configuration as "run" does and says what is wrong, all of it at
+once, a line each, with the place and what to write instead:
+
+  $ fieldgate check -c plant.yaml
+  plant.yaml:4:12: buses.line1.timout: is not a key of a bus; did you mean timeout?
+
+Exit code 0: it can run; there may be warnings. 2: it cannot.`)
+	f.StringVar(&a.config, "c", a.config, "configuration `FILE`")
+	verbose := f.Bool("v", false, "print what was understood")
+	asJSON := f.Bool("json", false, "print one JSON object")
+	if err := configArg(f, a, args); err != nil {
+		return err
+	}
+	cfg, err := gateway.Load(a.config)
+	var faults config.Faults
+	if err != nil && !errors.As(err, &faults) {
+		return badConfig(err)
+	}
+	var warnings []config.Fault
+	if cfg != nil {
+		faults, warnings = checkMore(cfg)
+	}
+	if *asJSON {
+		err = printCheckJSON(a.stdout, cfg, faults, warnings)
+	} else {
+		err = printCheck(a, cfg, faults, warnings, *verbose)
+	}
+	if err == nil && len(faults) > 0 {
+		err = exitError{code: exitUsage}
+	}
+	return err
+}
+
+// checkMore looks at what "run" leaves to its parts, because it may change while
+// they run: the files that the configuration names, and whether the buses can
+// carry what is asked of them.
+func checkMore(cfg *config.Config) (faults, warnings []config.Fault) {
+	warnings = append(warnings, cfg.Warnings...)
+	faults = cfg.CheckFiles()
+	said := make(map[string]bool, len(faults))
+	for _, f := range faults {
+		said[f.Path] = true
+	}
+	for _, u := range cfg.Uplinks {
+		for _, found := range uplink.CheckFiles(u, time.Now()) {
+			path := "uplinks." + u.Name + "." + found.Key
+			switch f := cfg.Fault(path, found.Text); {
+			case found.Warning:
+				warnings = append(warnings, f)
+			case !said[path] && !said[strings.Replace(path, "tls.cert", "tls.key", 1)] && !said[strings.Replace(path, "tls.cert", "tls.password.file", 1)]:
+				faults = append(faults, f)
+			}
+		}
+	}
+	for _, b := range gateway.MakePlan(cfg).Buses {
+		if b.Load > 100 {
+			warnings = append(warnings, cfg.Fault("buses."+b.Name, fmt.Sprintf("polling its devices takes %.0f %% of its time, so polls will be left out; \"fieldgate plan\" shows what takes how long", b.Load)))
+		}
+	}
+	cfg.Sort(faults)
+	cfg.Sort(warnings)
+	return faults, warnings
+}
+
+// configArg parses the options of a command that takes the configuration's
+// file as its only argument, or by -c.
+func configArg(f *flags, a *app, args []string) error {
+	rest, err := f.parse(a, args)
+	if err != nil {
+		return err
+	}
+	switch len(rest) {
+	case 0:
+	case 1:
+		a.config = rest[0]
+	default:
+		return usagef("%s takes one FILE; \"fieldgate %s -h\" explains it", f.name, f.name)
+	}
+	return nil
+}
+
+func printCheck(a *app, cfg *config.Config, faults config.Faults, warnings []config.Fault, verbose bool) error {
+	for _, fault := range faults {
+		fmt.Fprintln(a.stderr, fault.Error())
+	}
+	for _, w := range warnings {
+		w.Text = "warning: " + w.Text
+		fmt.Fprintln(a.stderr, w.Error())
+	}
+	if cfg == nil {
+		return nil
+	}
+	if verbose {
+		if err := printConfig(a.stdout, cfg); err != nil {
+			return err
+		}
+	}
+	if len(faults) > 0 {
+		return nil
+	}
+	points := 0
+	for _, d := range cfg.Devices {
+		points += len(d.Points)
+	}
+	_, err := fmt.Fprintf(a.stdout, "%s: good: %s, %s, %s, %s%s\n", a.config,
+		count(len(cfg.Buses), "bus", "buses"), count(len(cfg.Devices), "device", "devices"), count(points, "point", "points"),
+		count(len(cfg.Uplinks), "uplink", "uplinks"), withBroker(cfg))
+	return err
+}
+
+func withBroker(cfg *config.Config) string {
+	if cfg.Broker == nil {
+		return ""
+	}
+	return ", the embedded broker"
+}
+
+// count returns a number with its noun.
+func count(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
+}
+
+// printConfig prints what was understood, every address in both spellings.
+func printConfig(w io.Writer, cfg *config.Config) error {
+	fmt.Fprintf(w, "site %s\n", cfg.Site.ID)
+	for _, b := range cfg.Buses {
+		fmt.Fprintf(w, "\nbus %s: %s\n", b.Name, gateway.WireName(b))
+		for _, d := range cfg.Devices {
+			if d.Bus != b.Name {
+				continue
+			}
+			fmt.Fprintf(w, "  device %s: unit %d, timeout %s, retries %d\n", d.Name, d.Unit, config.FormatDuration(d.Timeout), d.Retries)
+			t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+			for i := range d.Points {
+				printPoint(t, &d.Points[i])
+			}
+			if err := t.Flush(); err != nil {
+				return err
+			}
+		}
+	}
+	fmt.Fprintln(w)
+	for i, r := range cfg.Publish {
+		fmt.Fprintf(w, "publish[%d]: %s on %s\n", i, strings.Join(r.Points, " "), r.Topic)
+	}
+	for _, u := range cfg.Uplinks {
+		fmt.Fprintf(w, "uplink %s: %s as %s\n", u.Name, strings.Join(u.URLs, " or "), u.ClientID)
+	}
+	if b := cfg.Broker; b != nil {
+		for _, l := range b.Listen {
+			fmt.Fprintf(w, "broker: %s://%s%s\n", l.Scheme, l.Address, l.Path)
+		}
+	}
+	_, err := fmt.Fprintln(w)
+	return err
+}
+
+func printPoint(w io.Writer, p *point.Point) {
+	name := p.TypeName()
+	switch {
+	case p.BitCount == 1:
+		name = fmt.Sprintf("bit %d", p.FirstBit)
+	case p.BitCount > 1:
+		name = fmt.Sprintf("bits %d-%d", p.FirstBit, p.FirstBit+p.BitCount-1)
+	case p.Words() > 1 && p.Order != point.ABCD:
+		name += " " + p.Order.String()
+	}
+	scale := ""
+	if one := (point.Decimal{Mant: 1}); p.Scale != one && !p.Scale.IsZero() {
+		scale += " × " + p.Scale.String()
+	}
+	if offset := p.Offset.String(); !p.Offset.IsZero() {
+		if positive, negative := strings.CutPrefix(offset, "-"); negative {
+			scale += " - " + positive
+		} else {
+			scale += " + " + offset
+		}
+	}
+	if p.Unit != "" {
+		scale += " " + p.Unit
+	}
+	access := ""
+	if p.Write != nil {
+		access = ", may be written"
+	}
+	fmt.Fprintf(w, "    %s\t%s\t(%s)\t%s%s\t%s%s\n", p.ID, point.FormatAddress(p.Table, p.Address), point.Modicon(p.Table, p.Address),
+		name, scale, everyText(gateway.IntervalName(p.Every)), access)
+}
+
+// everyText says how often: every 1s, once, never, as fast as possible.
+func everyText(interval string) string {
+	switch interval {
+	case "once", "never":
+		return interval
+	case "0s":
+		return "as fast as possible"
+	}
+	return "every " + interval
+}
+
+// checkResult is what check --json prints.
+type checkResult struct {
+	OK       bool        `json:"ok"`
+	Faults   []jsonFault `json:"faults"`
+	Warnings []jsonFault `json:"warnings"`
+	Buses    int         `json:"buses,omitempty"`
+	Devices  int         `json:"devices,omitempty"`
+	Points   int         `json:"points,omitempty"`
+	Uplinks  int         `json:"uplinks,omitempty"`
+}
+
+type jsonFault struct {
+	File   string `json:"file"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+	Path   string `json:"path,omitempty"`
+	Text   string `json:"text"`
+}
+
+func printCheckJSON(w io.Writer, cfg *config.Config, faults, warnings []config.Fault) error {
+	list := func(faults []config.Fault) []jsonFault {
+		out := make([]jsonFault, len(faults))
+		for i, f := range faults {
+			out[i] = jsonFault{f.File, f.Line, f.Col, f.Path, f.Text}
+		}
+		return out
+	}
+	r := checkResult{OK: len(faults) == 0, Faults: list(faults), Warnings: list(warnings)}
+	if cfg != nil {
+		r.Buses, r.Devices, r.Uplinks = len(cfg.Buses), len(cfg.Devices), len(cfg.Uplinks)
+		for _, d := range cfg.Devices {
+			r.Points += len(d.Points)
+		}
+	}
+	return printJSON(w, r)
+}
+
+// printJSON prints a value on one line.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
