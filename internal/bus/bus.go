@@ -15,8 +15,11 @@
 // of 125 ms that differs from device to device, so that a process with a
 // hundred buses wakes up eight times a second and not a thousand. The first
 // poll is made at once. A poll that is late is made when the wire is free; one
-// that is late by a whole interval is left out and counted. What is due first
-// goes first, so devices that are read as fast as possible take turns. Points
+// that is late by a whole interval is left out and counted. Of the requests that
+// may be made the one with the earliest deadline goes first - the deadline of a
+// poll is when it is due again -, so that a long poll of some device does not
+// hold up the short intervals of others, and devices that are read as fast as
+// possible take turns. Points
 // that are read once are read again when their device was offline.
 //
 // # What refuses
@@ -35,7 +38,8 @@
 // answer, repeats included, polling stops and a short probe - the device's
 // smallest read, with a time limit of three times its usual answer time - is
 // tried at once. Without an answer the device is suspect, and probed every half
-// second; after the third probe it is offline, and probed every 5 s at first,
+// second (on RTU and ASCII lines after two timeouts: sooner a late answer could
+// be taken for the new one's); after the third probe it is offline, and probed every 5 s at first,
 // later at a sixteenth of the time it has been away, at most every 5 min (the
 // bounds are the device's backoff). So it is read again after no more than a
 // sixteenth of its absence, and costs its neighbours less than 2 % of the wire.
@@ -104,6 +108,7 @@ type Bus struct {
 
 	start time.Time     // when the bus was made
 	kick  chan struct{} // holds one token when there is something new in inbox
+	news  atomic.Bool   // there is
 	limit atomic.Int64  // the instant by which the next step is to be made
 
 	// The rest belongs to Run's goroutine, up to mu.
@@ -168,6 +173,7 @@ func New(cfg config.Bus, devices []config.Device, ep modbus.Endpoint, emit func(
 		kick:  make(chan struct{}, 1),
 	}
 	b.timed, _ = ep.(Requester)
+	b.limit.Store(int64(never))
 	h := fnv.New32a()
 	h.Write([]byte(cfg.Name))
 	for i, c := range devices {
@@ -257,6 +263,7 @@ func (b *Bus) stop(ctx context.Context) {
 		close(b.jobs)
 		b.working.Wait()
 	}
+	b.limit.Store(int64(never))
 	b.mu.Lock()
 	b.stopped = true
 	inbox := b.inbox
@@ -291,6 +298,7 @@ func (b *Bus) send(e errand) error {
 		return b.errStopped()
 	}
 	b.inbox = append(b.inbox, e)
+	b.news.Store(true)
 	b.mu.Unlock()
 	select {
 	case b.kick <- struct{}{}:
@@ -301,9 +309,13 @@ func (b *Bus) send(e errand) error {
 
 // admit takes on what other goroutines have sent.
 func (b *Bus) admit() {
+	if !b.news.Load() {
+		return
+	}
 	b.mu.Lock()
 	inbox := b.inbox
 	b.inbox = nil
+	b.news.Store(false)
 	b.mu.Unlock()
 	for _, e := range inbox {
 		e.admit(b)
@@ -416,18 +428,20 @@ func (b *Bus) next(now instant) (*op, instant) {
 	}
 	for {
 		var first *device
-		at := never
+		soonest := never
 		for _, d := range b.devices {
-			ready := d.ready(b.jobs != nil)
+			at, deadline := d.ready(b.jobs != nil)
 			if d.probing {
-				ready = max(ready, b.probesFrom)
+				at = max(at, b.probesFrom)
 			}
-			if ready < at {
-				first, at = d, ready
+			if at > now {
+				wake = min(wake, at)
+			} else if first == nil || deadline < soonest {
+				first, soonest = d, deadline
 			}
 		}
-		if first == nil || at > now {
-			return nil, min(wake, at)
+		if first == nil {
+			return nil, wake
 		}
 		if o := b.nextOf(first, now); o != nil {
 			return o, 0
@@ -495,6 +509,9 @@ func (b *Bus) wireDown(now instant, err error) {
 	l.told = true
 	b.log.Warn("devices out of reach: no wire", "devices", len(b.devices), "err", err)
 	for _, d := range b.devices {
+		if d.broadcast {
+			continue // nothing was ever known of it
+		}
 		for _, p := range d.polls {
 			p.drop()
 		}
@@ -515,8 +532,10 @@ func (b *Bus) wireUp(now instant) {
 		b.log.Info("wire back", "after", (now - l.since).Round(time.Millisecond))
 		for _, d := range b.devices {
 			d.resume(now)
+			// What is never polled would not be found to be back.
+			d.probing = d.probing || len(d.plan.reads) == 0 && d.plan.probe != nil
 			if d.probing {
-				d.probes, d.probeAt = 0, now
+				d.probes, d.probeAt, d.lostAt = 0, now, now
 			}
 		}
 	}

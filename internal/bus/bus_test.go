@@ -221,6 +221,28 @@ func TestTimedBesideFastest(t *testing.T) {
 	})
 }
 
+// A device with a great deal to read now and then does not hold up another that
+// is read often.
+func TestLongPollGivesWay(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWire(1, 2).baud(9600)
+		r := start(t, serialBus(9600), []config.Device{
+			dev("long", 1, registers(0, 1000, 10*second)...), // 2.3 s of reading
+			dev("short", 2, registers(0, 5, second/2)...),
+		}, w)
+		time.Sleep(time.Minute)
+		short, long := r.device("short").Polls, r.device("long").Polls
+		if short.LateMax > 320*time.Millisecond || short.Missed > 0 || long.Begun < 6 || long.Missed > 0 {
+			t.Errorf("short %+v, long %+v", short, long)
+		}
+		for _, b := range r.since(0) {
+			if n := len(b.samples); n != 5 && n != 1000 {
+				t.Errorf("a batch of %d", n)
+			}
+		}
+	})
+}
+
 func TestGroups(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWire(1)
@@ -390,6 +412,36 @@ func TestWireGone(t *testing.T) {
 		}
 		if d := r.device("a"); d.Polls.Missed != 0 {
 			t.Errorf("%+v", d.Polls)
+		}
+	})
+}
+
+// A device that is only read on demand is found to be back with its wire, too;
+// of the broadcast unit nothing is ever known.
+func TestWireGoneFromDemand(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWire(1, 2).baud(19200)
+		r := start(t, serialBus(19200), []config.Device{
+			dev("all", 0, writable(holding(0, point.Uint16), 0)),
+			dev("asked", 1, registers(0, 2, point.Never)...), dev("polled", 2, registers(0, 2, second)...),
+		}, w)
+		time.Sleep(2 * time.Second)
+		if _, err := r.bus.Read(t.Context(), "asked.h0"); err != nil {
+			t.Fatal(err)
+		}
+		w.set(func() { w.down = true })
+		time.Sleep(10 * time.Second)
+		w.set(func() { w.down = false })
+		time.Sleep(10 * time.Second)
+		states, _ := r.take()
+		want := []string{"polled online", "asked online", "asked offline", "polled offline"}
+		if len(states) != 6 || !slices.Equal(states[:4], want) {
+			t.Errorf("states %q", states)
+		}
+		for _, d := range r.bus.Status().Devices {
+			if want := map[string]State{"all": Unknown, "asked": Online, "polled": Online}[d.Name]; d.State != want {
+				t.Errorf("%s is %v, want %v", d.Name, d.State, want)
+			}
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package bus
 
 import (
+	"bytes"
 	"cmp"
 	"math/bits"
 	"slices"
@@ -43,6 +44,10 @@ const (
 	suspectWait   = 500 * time.Millisecond
 	absenceShare  = 16
 
+	// lateWait is how many timeouts after a request that got no answer the line
+	// lets pass before one like it, where nothing else tells their answers apart.
+	lateWait = 2
+
 	defaultBackoffMin = 5 * time.Second
 	defaultBackoffMax = 5 * time.Minute
 
@@ -59,6 +64,10 @@ const (
 	probeFloorNet    = 100 * time.Millisecond
 )
 
+// unhurried is the time in which what has no interval should be done: polls as
+// fast as possible, probes. Since it is the same for all of them, they take turns.
+const unhurried = time.Second
+
 // slotWidth is the distance of the start slots of polls.
 const slotWidth = 125 * time.Millisecond
 
@@ -69,6 +78,8 @@ type device struct {
 	broadcast bool
 	limits    Limits
 	wire      wire
+	serial    bool          // framed without transaction ids
+	lateLimit time.Duration // the longest timeout the line reckons with
 	floor     time.Duration // of a probe's time limit
 	points    []point.Point
 	unix      int64 // wall clock at the beginning of the bus's, nanoseconds
@@ -132,6 +143,8 @@ func newDevice(b config.Bus, c config.Device, slot int, unix int64) *device {
 	if d.cfg.Timeout <= 0 {
 		d.cfg.Timeout = cmp.Or(max(b.Timeout, 0), time.Second)
 	}
+	d.serial = b.Framing != modbus.FramingTCP
+	d.lateLimit = max(b.Timeout, d.cfg.Timeout)
 	if d.cfg.BackoffMin <= 0 {
 		d.cfg.BackoffMin = defaultBackoffMin
 	}
@@ -314,32 +327,42 @@ func (d *device) readOf(r *read, items []item) *read {
 }
 
 // ready returns when the device has a request to make, never if it waits for
-// something else to happen. overlap: a poll may begin before the last has ended.
-func (d *device) ready(overlap bool) instant {
+// something else to happen, and by when that should be made: of the requests
+// that may be made the one with the earliest deadline goes first. overlap: a poll
+// may begin before the last has ended.
+func (d *device) ready(overlap bool) (at, by instant) {
 	if d.probing {
 		if d.probed || d.plan.probe == nil {
-			return never
+			return never, never
 		}
-		return d.probeAt
+		return d.probeAt, d.probeAt + unhurried
 	}
-	at := never
 	for _, p := range d.polls {
 		if p.wants() {
-			return max(p.order, d.hold)
+			return d.hold, p.by
 		}
 	}
 	if len(d.polls) > 0 && !(overlap && d.plan.fastest && !d.polls[len(d.polls)-1].learning()) {
-		return never
+		return never, never
 	}
+	at, by = never, never
 	for _, c := range d.plan.classes {
-		if c.every == c.host { // the others ride along
-			at = min(at, c.due)
+		if c.every == c.host && c.due != never { // the others ride along
+			at, by = min(at, c.due), min(by, c.deadline())
 		}
 	}
 	if at == never && d.forgetAt != 0 {
-		at = d.forgetAt // it refuses everything
+		at, by = d.forgetAt, d.forgetAt+unhurried // it refuses everything
 	}
-	return max(at, d.hold)
+	return max(at, d.hold), by
+}
+
+// deadline is when what is due should have been read: when it is due again.
+func (c *class) deadline() instant {
+	if c.every > 0 {
+		return c.due + time.Duration(c.every)
+	}
+	return c.due + unhurried
 }
 
 // resume makes everything due now: after an absence nothing is up to date.
@@ -441,6 +464,19 @@ func (b *Bus) patience(d *device, n int) time.Duration {
 	return short
 }
 
+// clearOf returns the time from which on a line without transaction ids sends r
+// to the device again when it got no answer to it, sent at an instant. Longer
+// reads go at once, behind a still shorter one; but there is nothing shorter than
+// a single register, whose late answer could be taken for the new one's (see
+// package line). Waiting for the line would hold up the others, so the wait is
+// made here.
+func (d *device) clearOf(r Read, sent instant) instant {
+	if !d.serial || dataBytes(r.Table, int(r.Count)) > 2 || r.Table.Bits() && r.Count > 8 {
+		return sent
+	}
+	return sent + lateWait*d.lateLimit
+}
+
 // nextOf returns the request that d is ready for; nil: none after all.
 func (b *Bus) nextOf(d *device, now instant) *op {
 	if d.probing {
@@ -491,8 +527,11 @@ func (b *Bus) lose(d *device, sent uint64, blame *read, now instant, err error) 
 	d.probing = true
 	d.probes = 0
 	d.probeAt = now
+	if blame != nil && bytes.Equal(blame.req, d.plan.probe.req) {
+		d.probeAt = max(now, d.clearOf(blame.Read, now-d.cfg.Timeout))
+	}
 	if d.state == Unknown {
-		d.probeAt += suspectWait // those that may be there go first
+		d.probeAt = max(d.probeAt, now+suspectWait) // those that may be there go first
 	}
 	d.lostAt = now
 	d.lost = b.tick
@@ -523,7 +562,8 @@ func (b *Bus) finishProbe(o *op, now instant, stopping bool) {
 		return
 	}
 	d.probes++
-	d.probeAt = now + suspectWait
+	soonest := max(now+suspectWait, d.clearOf(d.plan.probe.Read, o.began.Sub(b.start)))
+	d.probeAt = soonest
 	if slices.ContainsFunc(b.devices, func(o *device) bool { return !o.probing && len(o.plan.reads) > 0 }) {
 		b.probesFrom = now + probeShare*o.ended.Sub(o.began)
 	}
@@ -535,7 +575,7 @@ func (b *Bus) finishProbe(o *op, now instant, stopping bool) {
 		b.setState(d, Suspect, now, o.err)
 	}
 	if d.probes >= suspectProbes {
-		d.probeAt = now + min(max((now-d.lostAt)/absenceShare, d.cfg.BackoffMin), d.cfg.BackoffMax)
+		d.probeAt = max(soonest, now+min(max((now-d.lostAt)/absenceShare, d.cfg.BackoffMin), d.cfg.BackoffMax))
 	}
 }
 

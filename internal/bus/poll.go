@@ -32,7 +32,7 @@ const (
 type poll struct {
 	d       *device
 	plan    *plan
-	order   instant // when it was due; of several polls the first goes first
+	by      instant // its deadline
 	due     []bool  // by class
 	version int     // of what is known of the device
 	results []result
@@ -135,13 +135,13 @@ func (b *Bus) beginPoll(d *device, now instant) *poll {
 	}
 	p := b.newPoll(d)
 	overlap := b.jobs != nil
-	p.order = now
+	p.by = never
 	var late time.Duration
 	var missed int
 	for i, c := range p.plan.classes {
 		if c.every == c.host && c.due <= now {
 			p.due[i] = true
-			p.order = min(p.order, c.due)
+			p.by = min(p.by, c.deadline())
 			l, m := d.advance(c, now, overlap)
 			late, missed = max(late, l), missed+m
 		}
@@ -275,6 +275,7 @@ func (b *Bus) finishRead(o *op, now instant) {
 			p.failed = true
 		case res.tries <= d.cfg.Retries && d.state != Unknown:
 			p.again = append(p.again, o.index)
+			d.hold = max(d.hold, d.clearOf(res.r.Read, now-o.timeout))
 		default:
 			res.err = o.err
 			b.lose(d, o.sent, res.r, now, o.err)
@@ -364,7 +365,7 @@ func (b *Bus) endSearch(p *poll, now instant) {
 func (b *Bus) searchOp(p *poll, now instant) *op {
 	s := p.search
 	if s.requests++; s.requests%searchRun == 0 {
-		p.order = now
+		p.by = now + unhurried
 	}
 	s.out = true
 	r := p.d.readOf(p.results[s.index].r, s.items[s.from:s.to])
