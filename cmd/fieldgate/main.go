@@ -49,6 +49,7 @@ func commands() []command {
 		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode", cmdModbus},
 		{"mqtt", "speak MQTT directly: pub, sub", cmdMQTT},
 		{"simulate", "Modbus devices with waveforms and faults, TCP and serial", cmdSimulate},
+		{"passwd", "hash a password for a user of the embedded broker", cmdPasswd},
 		{"version", "print the version", cmdVersion},
 	}
 }
