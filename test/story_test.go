@@ -1,0 +1,652 @@
+package test
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"fieldgate/internal/bus"
+	"fieldgate/internal/config"
+	"fieldgate/internal/gateway"
+	"fieldgate/internal/line"
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/pipeline"
+	"fieldgate/internal/point"
+	"fieldgate/internal/publish"
+	"fieldgate/internal/simulate"
+)
+
+var update = flag.Bool("update", false, "write what was seen into the golden files")
+
+// Each file testdata/story-*.txt tells one story: a made-up plant, the gateway's
+// configuration, what is done, and what is then seen on both sides of the box.
+// See story for how to read one. After a change that is meant,
+// "go test ./test -run TestStories -update" writes what is seen now; it is read
+// in review.
+func TestStories(t *testing.T) {
+	files, err := filepath.Glob("testdata/story-*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, path := range files {
+		name := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(path), "story-"), ".txt")
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			text, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			told, failed := tellAwake(t, string(text), !*update)
+			switch {
+			case failed != "":
+				t.Errorf("%s\nseen up to then:\n%s", failed, told)
+			case told == string(text):
+			case *update:
+				if err := os.WriteFile(path, []byte(told), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			default:
+				t.Errorf("%s is not what was seen; got:\n%s", path, told)
+			}
+		})
+	}
+}
+
+// tellAwake tells a story, and again if it came out otherwise while the machine
+// stood still: time limits in stories are tens to hundreds of milliseconds, and
+// a device that gets no processor for as long is rightly found dead.
+func tellAwake(t *testing.T, text string, known bool) (told, failed string) {
+	const (
+		tries = 5
+		awake = 10 * time.Millisecond // a probe has 25 ms
+	)
+	for try := 1; ; try++ {
+		longest := watchStalls()
+		told, failed = tell(t, text)
+		stalled := longest()
+		if failed == "" && (told == text || !known) || stalled < awake || try == tries {
+			return told, failed
+		}
+		t.Logf("the machine stood still for %v, telling the story again; it had come out as:\n%s%s", stalled, told, failed)
+	}
+}
+
+// watchStalls measures until the function it returns is called, which says for
+// how long at most a goroutine or a thread was kept from running.
+func watchStalls() (longest func() time.Duration) {
+	const nap = time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	var most [2]time.Duration
+	var watching sync.WaitGroup
+	for i := range most {
+		watching.Go(func() { // ends with ctx
+			if i == 0 {
+				runtime.LockOSThread() // as the simulated line does
+			}
+			for ctx.Err() == nil {
+				begin := time.Now()
+				time.Sleep(nap)
+				most[i] = max(most[i], time.Since(begin)-nap)
+			}
+		})
+	}
+	return func() time.Duration {
+		cancel()
+		watching.Wait()
+		return max(most[0], most[1])
+	}
+}
+
+// story is the telling of one file. Its parts are
+//
+//	-- plant --      what simulate.Load reads; $dir is a folder of the test
+//	-- gateway --    what the gateway reads; $NAME is the address of a plant's bus
+//	-- story --      what is done, and below it what was seen
+//
+// What is done:
+//
+//	do start                   plant and gateway begin
+//	do await pub N             N more messages
+//	do await state DEVICE S    a device's state
+//	do await late N            N answers, since the start, that nobody waited for any more
+//	do await polls N           N whole polls of each device since the start
+//	do read POINT...           read on demand, as bus.Set.Read
+//	do write POINT VALUE       as bus.Set.Write
+//	do set POINT VALUE         someone turns a knob at the device
+//	do stop                    the gateway stops as on SIGTERM
+//
+// What is seen:
+//
+//	> 01 04 0000 0001 crc      bytes the gateway sent; MBAP: the transaction id
+//	                           first, or "id" where it does not matter
+//	< 01 04 02 00fe crc        bytes it received; crc means that it is right
+//	state boiler online        a device's state, as of its state topic
+//	= ok                       the outcome of a read or a write
+//	pub plant/boiler/temp 25.4 q1
+//
+// In a story that says "steady" before the first step, what is exchanged with a
+// unit again and again is shown once, and anew after its state has changed.
+type story struct {
+	t       *testing.T
+	dir     string
+	plant   *simulate.Plant
+	cfg     *config.Config
+	steady  bool
+	lines   []*line.Line
+	buses   *bus.Set
+	stop    func() // the gateway
+	outcome []string
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced when anything is seen
+	wire     []string      // seen and not told yet
+	pubs     []string
+	open     *exchange // steady: not ended yet
+	shown    map[modbus.UnitID]map[string]bool
+	states   map[string]bus.State
+	received int // messages since they were last told
+	firstSeq int
+}
+
+// storyPatience is how long a step may wait.
+const storyPatience = 10 * time.Second
+
+// exchange is a request and what came after it.
+type exchange struct {
+	unit  modbus.UnitID
+	tx    string
+	lines []string
+}
+
+// tell tells the story in text. What it says failed ends it before its time.
+func tell(t *testing.T, text string) (out, failed string) {
+	head, rest, ok1 := strings.Cut(text, "-- plant --\n")
+	plantYAML, rest, ok2 := strings.Cut(rest, "-- gateway --\n")
+	gatewayYAML, script, ok3 := strings.Cut(rest, "-- story --\n")
+	if !ok1 || !ok2 || !ok3 {
+		t.Fatal("a story has the parts -- plant --, -- gateway -- and -- story --")
+	}
+	s := &story{
+		t: t, dir: t.TempDir(), changed: make(chan struct{}),
+		shown: make(map[modbus.UnitID]map[string]bool), states: make(map[string]bus.State),
+	}
+	s.prepare(plantYAML, gatewayYAML)
+	if head == "" {
+		t.Fatal("a story begins with a line that says what it shows")
+	}
+	out = strings.TrimSuffix(text, script)
+	defer func() {
+		if s.stop != nil {
+			s.stop()
+		}
+		s.plant.Close()
+	}()
+	for step := range strings.Lines(script) {
+		step = strings.TrimSuffix(step, "\n")
+		switch do, isStep := strings.CutPrefix(step, "do "); {
+		case isStep:
+			out += step + "\n"
+			if failed = s.do(do); failed != "" {
+				return out, failed
+			}
+			if !s.steady || pauses(do) {
+				out += s.tellSeen(do)
+			}
+		case step == "steady":
+			s.steady = true
+			out += step + "\n"
+		case step == "" || strings.HasPrefix(step, "#"):
+			out += step + "\n"
+		}
+	}
+	if s.stop != nil {
+		t.Fatal(`a story ends with "do stop"`)
+	}
+	return out, ""
+}
+
+// prepare reads both configurations. The plant listens from now on, so that the
+// gateway's can name its addresses.
+func (s *story) prepare(plantYAML, gatewayYAML string) {
+	var err error
+	s.plant, err = simulate.LoadBytes("plant", []byte(strings.ReplaceAll(plantYAML, "$dir", s.dir)))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := s.plant.Listen(); err != nil {
+		s.t.Fatal(err)
+	}
+	for _, b := range s.plant.Buses {
+		gatewayYAML = strings.ReplaceAll(gatewayYAML, "$"+b.Name, b.Addr())
+	}
+	path := filepath.Join(s.dir, "fieldgate.yaml")
+	if err := os.WriteFile(path, []byte(gatewayYAML), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	if s.cfg, err = gateway.Load(path); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// do does one step. It returns what a step waited for in vain.
+func (s *story) do(what string) (failed string) {
+	s.t.Helper()
+	word, rest, _ := strings.Cut(what, " ")
+	args := strings.Fields(rest)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	switch {
+	case word == "start":
+		s.start()
+	case word == "stop":
+		s.stop()
+		s.stop = nil
+	case word == "await" && len(args) == 2 && args[0] == "pub":
+		n := s.number(args[1])
+		return s.await(what, func() bool { return s.received >= n })
+	case word == "await" && len(args) == 3 && args[0] == "state":
+		return s.await(what, func() bool { return s.states[args[1]].String() == args[2] })
+	case word == "await" && len(args) == 2 && args[0] == "late":
+		n := s.number(args[1])
+		return s.await(what, func() bool {
+			got := 0
+			for _, l := range s.lines {
+				got += int(l.Stats().Late)
+			}
+			return got >= n
+		})
+	case word == "await" && len(args) == 2 && args[0] == "polls":
+		n := s.number(args[1])
+		return s.await(what, func() bool {
+			for _, b := range s.buses.Status() {
+				for _, d := range b.Devices {
+					if d.Polls.Begun <= uint64(n) {
+						return false
+					}
+				}
+			}
+			return true
+		})
+	case word == "read":
+		ids := make([]point.ID, len(args))
+		for i, a := range args {
+			ids[i] = point.ID(a)
+		}
+		samples, err := s.buses.Read(ctx, ids...)
+		for _, v := range samples {
+			text := fmt.Sprintf("= %s %s", v.ID, v.Quality)
+			if v.Quality != point.Bad {
+				text += " " + v.Value.String()
+			}
+			s.outcome = append(s.outcome, text)
+		}
+		if err != nil {
+			s.outcome = append(s.outcome, "= "+err.Error())
+		}
+	case word == "write" && len(args) == 2:
+		if err := s.buses.Write(ctx, point.ID(args[0]), point.ParseValue(args[1])); err != nil {
+			s.outcome = append(s.outcome, "= "+err.Error())
+		} else {
+			s.outcome = append(s.outcome, "= ok")
+		}
+	case word == "set" && len(args) == 2:
+		id := point.ID(args[0])
+		if err := s.plant.Device(id.Device()).Set(id.Name(), point.ParseValue(args[1])); err != nil {
+			s.t.Fatal(err)
+		}
+	default:
+		s.t.Fatalf("a story cannot do %q", what)
+	}
+	return ""
+}
+
+func (s *story) number(text string) int {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return n
+}
+
+// start runs the plant, and the parts of a gateway from the line to a sink that
+// keeps what it is given.
+func (s *story) start() {
+	log := slog.New(slog.DiscardHandler)
+	var all sync.WaitGroup
+	plant, endPlant := context.WithCancel(context.Background())
+	all.Go(func() { // ends with plant
+		if err := s.plant.Run(plant); err != nil {
+			s.t.Error(err)
+		}
+	})
+
+	pipe := pipeline.New()
+	feed := pipe.Subscribe("publish", 1000)
+	sinks := make(map[string]mqtt.Sink)
+	for _, u := range s.cfg.Uplinks {
+		sinks[u.Name] = recorder{s}
+	}
+	publisher := publish.New(s.cfg.Site, s.cfg.Publish, s.cfg.Devices, sinks, log)
+	var published, field sync.WaitGroup
+	publishing, endPublish := context.WithCancel(context.Background())
+	published.Go(func() { _ = publisher.Run(publishing, feed) }) // ends with publishing
+
+	fieldCtx, endField := context.WithCancel(context.Background())
+	var buses []*bus.Bus
+	for _, c := range s.cfg.Buses {
+		devices := slices.DeleteFunc(slices.Clone(s.cfg.Devices), func(d config.Device) bool { return d.Bus != c.Name })
+		l := line.New(c, log)
+		l.SetTrace(func(dir byte, b []byte, _ time.Time) { s.trace(c, devices, dir, b) })
+		b := bus.New(c, devices, l, pipe.Emit, log)
+		b.OnState = s.state
+		s.lines, buses = append(s.lines, l), append(buses, b)
+	}
+	s.buses = bus.NewSet(buses...)
+	for i, b := range buses {
+		field.Go(func() { _ = s.lines[i].Run(fieldCtx) }) // end with fieldCtx
+		field.Go(func() { _ = b.Run(fieldCtx) })
+	}
+	s.stop = func() {
+		endField()
+		field.Wait()
+		endPublish()
+		published.Wait()
+		endPlant()
+		all.Wait()
+	}
+}
+
+// await waits until ok, which is called with mu held.
+func (s *story) await(what string, ok func() bool) (failed string) {
+	s.t.Helper()
+	limit := time.NewTimer(storyPatience)
+	defer limit.Stop()
+	for {
+		s.mu.Lock()
+		done, changed := ok(), s.changed
+		s.mu.Unlock()
+		if done {
+			return ""
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			return fmt.Sprintf("%s: not after %v; seen since the step before:\n%s", what, storyPatience, s.tellSeen("stop"))
+		}
+	}
+}
+
+// seen says that there is something new. mu is held.
+func (s *story) seen() {
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// pauses reports whether nothing new happens by itself after a step, so that
+// what was seen does not depend on the moment it is told.
+func pauses(do string) bool { return do == "stop" || strings.HasPrefix(do, "await") }
+
+// tellSeen returns what was seen up to the end of a step and not told before.
+// Messages come a moment after what they are made of, so they are told only when
+// they were waited for.
+func (s *story) tellSeen(do string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open != nil && len(s.open.lines) > 1 {
+		s.endExchange() // one without an answer may still get it, or is cut off by the stop
+	}
+	seen := append(s.wire, s.outcome...)
+	s.wire, s.outcome = nil, nil
+	if do == "stop" || strings.HasPrefix(do, "await pub") {
+		seen = append(seen, s.pubs...)
+		s.pubs, s.received = nil, 0
+	}
+	var b strings.Builder
+	for _, l := range seen {
+		b.WriteString(strings.TrimRight(l, " ") + "\n")
+	}
+	return b.String()
+}
+
+// recorder is the sink that keeps the story's messages.
+type recorder struct{ s *story }
+
+var (
+	stamp = regexp.MustCompile(`"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"`)
+	seq   = regexp.MustCompile(`"seq":\d+`)
+)
+
+// mask replaces what differs from run to run in a payload: times, and the number
+// that sequences begin with. mu is held.
+func (s *story) mask(payload string) string {
+	payload = stamp.ReplaceAllString(payload, `"timestamp":"TIME"`)
+	return seq.ReplaceAllStringFunc(payload, func(member string) string {
+		n := s.number(strings.TrimPrefix(member, `"seq":`))
+		if s.firstSeq == 0 {
+			s.firstSeq = n
+		}
+		return fmt.Sprintf(`"seq":FIRST+%d`, n-s.firstSeq)
+	})
+}
+
+func (r recorder) Deliver(_ context.Context, msgs ...mqtt.Message) error {
+	r.s.mu.Lock()
+	defer r.s.mu.Unlock()
+	for _, m := range msgs {
+		if err := m.Check(); err != nil {
+			r.s.t.Errorf("publish made a message that nobody takes: %v", err)
+		}
+		text := fmt.Sprintf("pub %s %s q%d", m.Topic, r.s.mask(string(m.Payload)), m.QoS)
+		if m.Retain {
+			text += " retain"
+		}
+		r.s.pubs = append(r.s.pubs, text)
+		r.s.received++
+	}
+	r.s.seen()
+	return nil
+}
+
+func (s *story) state(device string, state bus.State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endExchange()
+	s.wire = append(s.wire, fmt.Sprintf("state %s %s", device, state))
+	if s.states[device] != bus.Unknown {
+		for _, d := range s.cfg.Devices {
+			if d.Name == device {
+				s.shown[d.Unit] = nil
+			}
+		}
+	}
+	s.states[device] = state
+	s.seen()
+}
+
+// trace is told the bytes on a wire.
+func (s *story) trace(c config.Bus, devices []config.Device, dir byte, b []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer s.seen()
+	for len(b) > 0 {
+		n := frameEnd(c.Framing, b)
+		s.traceFrame(c, devices, dir, b[:n])
+		b = b[n:]
+	}
+}
+
+// frameEnd returns the length of the first whole frame in b, which may hold
+// several, or all of b.
+func frameEnd(f modbus.Framing, b []byte) int {
+	for n := modbus.MinRTU; n < len(b) && f != modbus.FramingTCP; n++ {
+		if _, pdu, _ := frame(f, '<', b[:n]); pdu != nil {
+			return n
+		}
+	}
+	return len(b)
+}
+
+func (s *story) traceFrame(c config.Bus, devices []config.Device, dir byte, b []byte) {
+	unit, pdu, text := frame(c.Framing, dir, b)
+	if pdu == nil {
+		text = "not a frame: " + text
+	}
+	var tx string
+	if s.steady && c.Framing == modbus.FramingTCP && pdu != nil {
+		// The ids differ from poll to poll; what matters is whose they are.
+		tx = text[:4]
+		if dir == '>' || s.open != nil && tx == s.open.tx {
+			text = "id" + text[4:]
+		} else {
+			text = "id of before" + text[4:]
+		}
+	}
+	text = fmt.Sprintf("%c %s", dir, text)
+	if note := noteOf(dir, unit, pdu, devices); note != "" {
+		text = fmt.Sprintf("%-36s %s", text, note)
+	}
+	switch {
+	case !s.steady:
+		s.wire = append(s.wire, text)
+	case dir == '>':
+		s.endExchange()
+		s.open = &exchange{unit, tx, []string{text}}
+	case s.open == nil:
+		s.open = &exchange{unit, tx, []string{text}}
+	default:
+		s.open.lines = append(s.open.lines, text)
+	}
+}
+
+// endExchange tells the exchange that has ended, if it is a new one. mu is held.
+func (s *story) endExchange() {
+	x := s.open
+	if x == nil {
+		return
+	}
+	s.open = nil
+	if len(x.lines) == 1 {
+		x.lines = append(x.lines, "< nothing")
+	}
+	key := strings.Join(x.lines, "\n")
+	if s.shown[x.unit] == nil {
+		s.shown[x.unit] = make(map[string]bool)
+	}
+	if !s.shown[x.unit][key] {
+		s.shown[x.unit][key] = true
+		s.wire = append(s.wire, x.lines...)
+	}
+}
+
+// frame takes a frame apart and prints it. The PDU is nil when it is none.
+func frame(f modbus.Framing, dir byte, b []byte) (unit modbus.UnitID, pdu modbus.PDU, text string) {
+	var err error
+	switch f {
+	case modbus.FramingTCP:
+		var tx uint16
+		tx, unit, pdu, err = modbus.DecodeTCP(b)
+		text = fmt.Sprintf("%04x %02x %s", tx, unit, printPDU(dir, pdu))
+	case modbus.FramingASCII:
+		unit, pdu, err = modbus.DecodeASCII(b)
+		text = fmt.Sprintf("%02x %s lrc", unit, printPDU(dir, pdu))
+	default:
+		unit, pdu, err = modbus.DecodeRTU(b)
+		text = fmt.Sprintf("%02x %s crc", unit, printPDU(dir, pdu))
+	}
+	if err != nil {
+		return 0, nil, fmt.Sprintf("% x", b)
+	}
+	return unit, pdu, text
+}
+
+// printPDU prints a PDU in the groups that the specification speaks of: the
+// function, byte counts, and everything else by registers.
+func printPDU(dir byte, pdu modbus.PDU) string {
+	if len(pdu) == 0 {
+		return ""
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%02x", pdu[0])
+	rest := []byte(pdu[1:])
+	byWord := func(p []byte) {
+		for ; len(p) >= 2; p = p[2:] {
+			fmt.Fprintf(&b, " %02x%02x", p[0], p[1])
+		}
+		if len(p) == 1 {
+			fmt.Fprintf(&b, " %02x", p[0])
+		}
+	}
+	switch f := pdu.Function(); {
+	case dir == '<' && f <= modbus.ReadDiscreteInputs:
+		fmt.Fprintf(&b, " % x", rest)
+	case dir == '<' && f <= modbus.ReadInputRegisters && len(rest) > 0:
+		fmt.Fprintf(&b, " %02x", rest[0])
+		byWord(rest[1:])
+	case (f == modbus.WriteMultipleCoils || f == modbus.WriteMultipleRegisters) && len(rest) > 5:
+		byWord(rest[:4])
+		fmt.Fprintf(&b, " %02x", rest[4])
+		byWord(rest[5:])
+	default:
+		byWord(rest)
+	}
+	return b.String()
+}
+
+// noteOf says for a reader what a frame is about: the points of a request, the
+// words of a refusal.
+func noteOf(dir byte, unit modbus.UnitID, pdu modbus.PDU, devices []config.Device) string {
+	if pdu == nil {
+		return ""
+	}
+	if pdu.Function()&0x80 != 0 && len(pdu) == 2 {
+		return modbus.Exception(pdu[1]).Error()
+	}
+	table, start, count, ok := pdu.Span()
+	if dir == '<' || !ok {
+		return ""
+	}
+	verb := "reads"
+	switch f := pdu.Function(); {
+	case f == modbus.MaskWriteRegister:
+		verb = "changes bits of"
+	case f.Writes():
+		verb = "writes"
+	}
+	var names []string
+	for _, d := range devices {
+		for _, p := range d.Points {
+			if d.Unit == unit && p.Table == table && int(p.Address) < int(start)+count && int(start) < int(p.Address)+p.Words() {
+				names = append(names, string(p.ID))
+			}
+		}
+	}
+	if len(names) > 3 {
+		names = []string{names[0], "...", names[len(names)-1]}
+	}
+	return verb + " " + strings.Join(names, " ")
+}
+
+// The formatter is a part of the evidence: it must not hide a broken checksum.
+func TestStoryShowsBrokenFrames(t *testing.T) {
+	adu := modbus.AppendRTU(nil, 7, modbus.ReadRequest(modbus.HoldingRegisters, 100, 2))
+	if _, _, text := frame(modbus.FramingRTU, '>', adu); text != "07 03 0064 0002 crc" {
+		t.Errorf("a good frame is shown as %q", text)
+	}
+	adu[5] ^= 1
+	if _, pdu, text := frame(modbus.FramingRTU, '>', adu); pdu != nil || text != "07 03 00 64 00 03 "+fmt.Sprintf("% x", adu[6:]) {
+		t.Errorf("a frame with a wrong CRC is shown as %q", text)
+	}
+}
