@@ -60,7 +60,6 @@ type pointContext struct {
 // listener is an address that is listened on, and who does.
 type listener struct {
 	host, port string
-	udp        bool
 	by         string
 	at         *node
 }

@@ -74,8 +74,13 @@ func TestQuarrel(t *testing.T) {
 		t.Fatal("message 7 is not given up at the third strike")
 	}
 	// Another message between begins the count again.
-	if end(true, 0, 1, 8, "bad") || end(true, 0, 1, 8, "bad") || end(true, 1, 1, 9, "bad") || end(true, 0, 1, 9, "bad") {
-		t.Fatal("given up too soon")
+	for i, strike := range []struct {
+		acked int
+		seq   uint64
+	}{{0, 8}, {0, 8}, {1, 9}, {0, 9}} {
+		if end(true, strike.acked, 1, strike.seq, "bad") {
+			t.Fatalf("given up too soon, at strike %d", i)
+		}
 	}
 	if !end(true, 0, 1, 9, "bad") || !q.banned("bad", now) || q.banned("good", now) {
 		t.Fatal("the topic is not given up with its second message")
