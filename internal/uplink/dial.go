@@ -112,17 +112,23 @@ func handshake(ctx context.Context, cfg config.Uplink, u *url.URL, conn net.Conn
 // noticed only by a keep-alive ping.
 const userTimeout = 20 * time.Second
 
+// unsentMost is how many bytes may wait in the kernel before they are sent. It
+// would take megabytes, which on a slow link is minutes: a ping behind them comes
+// too late, and messages with QoS 0 count as sent that may never leave.
+const unsentMost = 64 << 10
+
 func dialTCP(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Duration) (net.Conn, error) {
 	d := &net.Dialer{
 		KeepAlive: -1, // MQTT pings keep the connection alive
 		Control: func(_, _ string, c syscall.RawConn) error {
-			var err error
-			if cerr := c.Control(func(fd uintptr) {
-				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds()))
-			}); cerr != nil {
-				return cerr
-			}
-			return err
+			var errs error
+			err := c.Control(func(fd uintptr) {
+				errs = errors.Join(
+					unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds())),
+					unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMost),
+				)
+			})
+			return errors.Join(err, errs)
 		},
 	}
 	via, err := proxyFor(cfg.Proxy, u)
