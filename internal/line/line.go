@@ -5,9 +5,10 @@
 // what a point is, repeats nothing and polls nothing; package bus does that.
 //
 // Line is the type to know. It is a modbus.Endpoint. A goroutine in Line.Run
-// keeps its wire open; callers of Do share it. Below it there are two ways to
-// share a wire: mux, for MBAP, matches answers by transaction id; turns, for RTU
-// and ASCII, lets one request at a time onto the wire and keeps the silences.
+// keeps its wire open; callers of Do share it. Below it there are three ways to
+// share a wire: turns, for RTU and ASCII, lets one request at a time onto it and
+// keeps the silences; solo, for MBAP one at a time, and mux, for MBAP with
+// several on their way, match answers by transaction id.
 //
 // # What is taken for an answer
 //
@@ -59,9 +60,8 @@ type Line struct {
 	trace  atomic.Pointer[Trace]
 	traced sync.Mutex // one call of trace at a time
 
-	share share  // mux or turns, whichever is not nil
-	mux   *mux   // MBAP
-	turns *turns // RTU, ASCII
+	share share
+	turns *turns // RTU and ASCII: is share; else nil
 
 	up atomic.Bool // state == stateUp, without the lock
 
@@ -89,6 +89,7 @@ type share interface {
 	// serve carries requests over w until it fails or ctx ends, and says why.
 	// It sets stateUp once it is ready, stateOpening before it returns.
 	serve(ctx context.Context, w wire) error
+	inFlight() int
 }
 
 // errNotSent: there is no wire now, and the request was not sent.
@@ -96,6 +97,17 @@ var errNotSent = errors.New("not sent")
 
 // errStopped: Run has ended.
 var errStopped = errors.New("stopped")
+
+// lostUnder is what the caller of a request is told whose wire was lost after it
+// was sent.
+func lostUnder(why error) error {
+	return fmt.Errorf("%w: the connection was lost: %w", modbus.ErrNoResponse, cause(why))
+}
+
+// tooSilent is why a connection is made anew that nothing came over.
+func tooSilent(requests int) error {
+	return fmt.Errorf("%d requests in a row without an answer", requests)
+}
 
 // Trace sees every frame, and whatever else came in, in the order it passed the
 // wire: dir is '>' for bytes sent, '<' for bytes received. b is valid only
@@ -106,12 +118,14 @@ type Trace func(dir byte, b []byte, at time.Time)
 // New returns the line that cfg describes. It opens nothing: Run does.
 func New(cfg config.Bus, log *slog.Logger) *Line {
 	l := &Line{cfg: cfg, log: log, changed: make(chan struct{})}
-	if cfg.Framing == modbus.FramingTCP {
-		l.mux = newMux(l)
-		l.share = l.mux
-	} else {
+	switch {
+	case cfg.Framing != modbus.FramingTCP:
 		l.turns = newTurns(l)
 		l.share = l.turns
+	case cfg.InFlight == 1 && cfg.Kind != config.UDP:
+		l.share = newSolo(l)
+	default:
+		l.share = newMux(l)
 	}
 	return l
 }
@@ -168,10 +182,7 @@ func (l *Line) Connected() bool { return l.up.Load() }
 // InFlight returns how many requests the line carries at once at present: 1 for
 // RTU and ASCII, and what in_flight allows for MBAP.
 func (l *Line) InFlight() int {
-	if l.mux == nil {
-		return 1
-	}
-	return l.mux.inFlight()
+	return l.share.inFlight()
 }
 
 // Stats returns the counters since New.

@@ -35,10 +35,23 @@ const (
 	muxBuffer = 2048
 )
 
-// mux shares a connection that carries MBAP: up to a window of requests are on
+// stallOf returns how long the rest of a frame may stay away.
+func stallOf(cfg config.Bus) time.Duration { return min(max(cfg.Timeout, stallMin), stallMax) }
+
+// What solo and mux say alike.
+var errSwallowed = fmt.Errorf("%w: the front of another frame in it", modbus.ErrBadFrame)
+
+func cutShort(n int) error {
+	return fmt.Errorf("%w: a frame cut short after %d bytes", modbus.ErrBadResponse, n)
+}
+
+func wrongUnit(got, want modbus.UnitID) error {
+	return fmt.Errorf("%w: from unit %d, not %d", modbus.ErrBadResponse, got, want)
+}
+
+// mux shares a connection that carries several MBAP requests: up to a window of requests are on
 // their way at once, and each answer finds its request by the transaction id.
-// The goroutine in serve only reads; a caller writes its request itself, so that
-// a transaction costs one change of goroutine.
+// The goroutine in serve only reads; a caller writes its request itself.
 //
 // While a window that finds itself (in_flight auto) still grows, an answer that
 // could belong to another request on its way at the same time is held back until
@@ -83,7 +96,7 @@ func (s *slot) finish(resp modbus.PDU, err error) {
 func newMux(l *Line) *mux {
 	return &mux{
 		line:   l,
-		stall:  min(max(l.cfg.Timeout, stallMin), stallMax),
+		stall:  stallOf(l.cfg),
 		window: newWindow(l.cfg.InFlight),
 	}
 }
@@ -270,6 +283,9 @@ func (m *mux) expire(s *slot, timeout time.Duration) (more time.Duration) {
 			return more
 		}
 	}
+	if m.wire != nil && m.wire.pending() {
+		return 10 * time.Millisecond // the reader is late, not the device
+	}
 	if !remove(&m.flying, s) {
 		return 0 // it was answered at this moment
 	}
@@ -279,7 +295,7 @@ func (m *mux) expire(s *slot, timeout time.Duration) (more time.Duration) {
 	m.settle()
 	m.silent++
 	if m.silent >= mostSilent && m.wire != nil && !m.wire.datagrams && m.line.cfg.Kind != config.Listen {
-		m.drop(m.wire, fmt.Errorf("%d requests in a row without an answer", m.silent))
+		m.drop(m.wire, tooSilent(m.silent))
 	}
 	return 0
 }
@@ -340,7 +356,7 @@ func (m *mux) end(err error) error {
 		m.window.slip(time.Now())
 	}
 	for _, s := range slices.Concat(m.flying, m.held) {
-		s.finish(nil, fmt.Errorf("%w: the connection was lost: %w", modbus.ErrNoResponse, cause(err)))
+		s.finish(nil, lostUnder(err))
 	}
 	for _, s := range m.queue {
 		s.finish(nil, errNotSent)
@@ -361,7 +377,7 @@ func (m *mux) read(w *stream) error {
 			continue // nobody listens there now
 		case have > 0 && errors.Is(err, os.ErrDeadlineExceeded):
 			m.line.count.partial.Add(1)
-			return fmt.Errorf("%w: a frame cut short after %d bytes", modbus.ErrBadResponse, have)
+			return cutShort(have)
 		case have > 0 && errors.Is(err, io.EOF):
 			m.line.count.partial.Add(1)
 			return io.ErrUnexpectedEOF
@@ -415,7 +431,7 @@ func (m *mux) frames(b []byte) (used int, err error) {
 		case end > len(b):
 			return used, nil
 		case !m.sound(tx, b[used+modbus.MBAPLen:end], b[end:]):
-			err = fmt.Errorf("%w: a frame that another one begins in", modbus.ErrBadFrame)
+			err = errSwallowed
 		}
 		if err != nil {
 			m.line.wireTap('<', b[used:], now)
@@ -431,12 +447,11 @@ func (m *mux) frames(b []byte) (used int, err error) {
 
 // sound reports whether a frame is what it seems. One that a device broke off
 // takes in the front of the next answer, and nothing in MBAP says so; but then
-// that answer's header is in it, or what follows is none. There is no next answer
-// where only one request is on its way.
+// that answer's header is in it, or what follows is none of a request's.
 func (m *mux) sound(tx uint16, pdu, rest []byte) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.window.size > 1 && !m.header(rest) {
+	if !header(rest) || len(rest) >= 2 && m.tx-binary.BigEndian.Uint16(rest) >= recent {
 		return false
 	}
 	for _, o := range m.flying {
@@ -450,21 +465,6 @@ func (m *mux) sound(tx uint16, pdu, rest []byte) bool {
 		if bytes.Contains(pdu, head[:]) {
 			return false
 		}
-	}
-	return true
-}
-
-// header reports whether b may be the front of a header, as far as it goes, with
-// an id that is in use or was lately.
-func (m *mux) header(b []byte) bool {
-	switch {
-	case len(b) >= 2 && m.tx-binary.BigEndian.Uint16(b) >= recent:
-		return false
-	case len(b) >= 4 && binary.BigEndian.Uint16(b[2:]) != 0:
-		return false
-	case len(b) >= modbus.MBAPLen:
-		_, _, _, err := modbus.ParseMBAP(b)
-		return err == nil
 	}
 	return true
 }
@@ -493,7 +493,7 @@ func (m *mux) deliver(tx uint16, unit modbus.UnitID, pdu modbus.PDU, now time.Ti
 	switch {
 	case unit != s.unit:
 		c.wrongUnit.Add(1)
-		err = fmt.Errorf("%w: from unit %d, not %d", modbus.ErrBadResponse, unit, s.unit)
+		err = wrongUnit(unit, s.unit)
 	case answers(err):
 		m.right(s, pdu, err, now)
 		return

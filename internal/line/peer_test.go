@@ -256,16 +256,19 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// patience is the timeout of the lines under test: longer than a busy machine
-// holds up a device here.
-const patience = 200 * time.Millisecond
+// patience is the timeout of lines whose device is to let them down; ample is
+// that of lines whose device is not, however busy the machine.
+const (
+	patience = 200 * time.Millisecond
+	ample    = 3 * time.Second
+)
 
 // serialBus is a bus on a serial port.
 func serialBus(path string) config.Bus {
 	return config.Bus{
 		Name: "line1", Kind: config.Serial, Address: path, Framing: modbus.FramingRTU,
 		Mode:    config.SerialMode{Baud: 115200, DataBits: 8, Parity: 'N', StopBits: 1},
-		Timeout: patience, ConnectTimeout: time.Second, Gap: config.GapAuto, InFlight: 1,
+		Timeout: ample, ConnectTimeout: time.Second, Gap: config.GapAuto, InFlight: 1,
 	}
 }
 
@@ -273,7 +276,7 @@ func serialBus(path string) config.Bus {
 func tcpBus(address string, f modbus.Framing) config.Bus {
 	return config.Bus{
 		Name: "plc", Kind: config.TCP, Address: address, Framing: f,
-		Timeout: patience, ConnectTimeout: time.Second, Gap: config.GapAuto, InFlight: 1,
+		Timeout: ample, ConnectTimeout: time.Second, Gap: config.GapAuto, InFlight: 1,
 	}
 }
 
@@ -308,11 +311,13 @@ func run(t testing.TB, l *Line) (stop func()) {
 }
 
 // serialPeer starts a device on a pty and a line to it.
-func serialPeer(t testing.TB, answer func(*peer, request)) (*Line, *peer) {
+func serialPeer(t testing.TB, timeout time.Duration, answer func(*peer, request)) (*Line, *peer) {
 	t.Helper()
 	pt := openPTY(t)
 	p := startPeer(t, pt.master, modbus.FramingRTU, answer)
-	return start(t, serialBus(pt.path)), p
+	cfg := serialBus(pt.path)
+	cfg.Timeout = timeout
+	return start(t, cfg), p
 }
 
 // device is a listening TCP device; each connection has a peer of its own.

@@ -184,6 +184,12 @@ func FuzzMBAP(f *testing.F) {
 	f.Add(append(modbus.AppendTCP(nil, 9, 3, read), good...))
 	l := New(tcpBus("", modbus.FramingTCP), quietLog(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		one := newSolo(l)
+		one.tx, one.in = 1, bytes.Clone(b)
+		if resp, done, err := one.frames(3, read); done && err == nil &&
+			(modbus.CheckResponse(read, resp) != nil || !bytes.Contains(b, good[:4])) {
+			t.Errorf("% x taken out of % x", []byte(resp), b)
+		}
 		m := newMux(l)
 		m.wire = &stream{}
 		s, _ := m.enter(3, read)

@@ -21,7 +21,7 @@ import (
 
 func TestSerialReadsAndWrites(t *testing.T) {
 	noLeaks(t)
-	l, p := serialPeer(t, answerRight)
+	l, p := serialPeer(t, ample, answerRight)
 	ctx := context.Background()
 	for _, n := range []uint16{1, 2, 20, 125} {
 		if err := read(t, l, p, 7, 100, n); err != nil {
@@ -56,7 +56,7 @@ func TestSerialReadsAndWrites(t *testing.T) {
 }
 
 func TestSerialException(t *testing.T) {
-	l, _ := serialPeer(t, func(p *peer, r request) {
+	l, _ := serialPeer(t, ample, func(p *peer, r request) {
 		p.reply(r, modbus.ExceptionResponse(r.pdu.Function(), modbus.IllegalDataAddress))
 	})
 	_, err := l.Do(context.Background(), 1, modbus.ReadRequest(modbus.HoldingRegisters, 0, 1))
@@ -69,7 +69,7 @@ func TestSerialException(t *testing.T) {
 }
 
 func TestSerialBroadcast(t *testing.T) {
-	l, p := serialPeer(t, func(p *peer, r request) {
+	l, p := serialPeer(t, ample, func(p *peer, r request) {
 		if r.unit != modbus.Broadcast {
 			answerRight(p, r)
 		}
@@ -92,7 +92,7 @@ func TestSerialBroadcast(t *testing.T) {
 }
 
 func TestSerialKeepsSilence(t *testing.T) {
-	for _, baud := range []int{1200, 9600, 19200, 115200} {
+	for _, baud := range []int{4800, 9600, 19200, 115200} {
 		pt := openPTY(t)
 		var last time.Time
 		least := time.Hour
@@ -125,7 +125,7 @@ func TestSerialKeepsSilence(t *testing.T) {
 }
 
 func TestSerialGapOfARequest(t *testing.T) {
-	l, p := serialPeer(t, answerRight)
+	l, p := serialPeer(t, ample, answerRight)
 	for range 2 {
 		if _, err := l.DoTimeout(context.Background(), 1, modbus.ReadRequest(modbus.Coils, 0, 1), 0, 30*time.Millisecond); err != nil {
 			t.Fatal(err)
@@ -217,7 +217,11 @@ func TestSerialFaults(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			l, p := serialPeer(t, func(p *peer, r request) {
+			timeout := patience
+			if tt.want == nil {
+				timeout = ample
+			}
+			l, p := serialPeer(t, timeout, func(p *peer, r request) {
 				if r.n == 1 {
 					tt.fault(p, r)
 					return
@@ -249,7 +253,7 @@ func TestSerialFaults(t *testing.T) {
 func TestSerialFence(t *testing.T) {
 	t.Parallel()
 	lose := true
-	l, p := serialPeer(t, func(p *peer, r request) {
+	l, p := serialPeer(t, patience, func(p *peer, r request) {
 		if lose {
 			lose = false
 			return
@@ -285,7 +289,7 @@ func TestSerialFence(t *testing.T) {
 func TestSerialHold(t *testing.T) {
 	t.Parallel()
 	var first time.Time
-	l, p := serialPeer(t, func(p *peer, r request) {
+	l, p := serialPeer(t, patience, func(p *peer, r request) {
 		if r.n == 1 {
 			first = time.Now()
 			p.after(patience+60*time.Millisecond, func() { answerRight(p, r) })
@@ -355,7 +359,7 @@ func TestSerialAnsweredTwiceLate(t *testing.T) {
 // TestSerialNoPace: a virtual port that happened to be slow is not held to it.
 func TestSerialNoPace(t *testing.T) {
 	t.Parallel()
-	l, p := serialPeer(t, func(p *peer, r request) {
+	l, p := serialPeer(t, patience, func(p *peer, r request) {
 		if r.n <= inTimeMin {
 			time.Sleep(3 * time.Millisecond)
 		}
@@ -387,7 +391,11 @@ func TestSerialWriteAndEcho(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			l, p := serialPeer(t, func(p *peer, r request) {
+			timeout := ample
+			if !tt.alive {
+				timeout = patience
+			}
+			l, p := serialPeer(t, timeout, func(p *peer, r request) {
 				if tt.echo {
 					p.write(r.adu)
 				}
@@ -410,7 +418,7 @@ func TestSerialWriteAndEcho(t *testing.T) {
 
 func TestSerialCancel(t *testing.T) {
 	release := make(chan struct{})
-	l, p := serialPeer(t, func(p *peer, r request) {
+	l, p := serialPeer(t, ample, func(p *peer, r request) {
 		<-release
 		answerRight(p, r)
 	})
@@ -452,7 +460,7 @@ func TestSerialCancel(t *testing.T) {
 
 func TestSerialManyCallers(t *testing.T) {
 	noLeaks(t)
-	l, _ := serialPeer(t, answerRight)
+	l, _ := serialPeer(t, ample, answerRight)
 	var wg sync.WaitGroup
 	for u := range 8 {
 		wg.Go(func() {
@@ -516,7 +524,7 @@ func TestSerialReplug(t *testing.T) {
 
 // TestSerialUnplugInFlight: the adapter goes while a request is on the wire.
 func TestSerialUnplugInFlight(t *testing.T) {
-	l, _ := serialPeer(t, func(p *peer, r request) { p.rw.Close() })
+	l, _ := serialPeer(t, ample, func(p *peer, r request) { p.rw.Close() })
 	_, err := l.Do(context.Background(), 1, modbus.WriteRegistersRequest(0, []uint16{1}))
 	if !errors.Is(err, modbus.ErrNoResponse) {
 		t.Errorf("error %v, want ErrNoResponse: the write may have been done", err)
@@ -601,7 +609,7 @@ func TestSerialASCII(t *testing.T) {
 		fault.Load().(func(*peer, request))(p, r)
 	})
 	cfg := serialBus(pt.path)
-	cfg.Framing = modbus.FramingASCII
+	cfg.Framing, cfg.Timeout = modbus.FramingASCII, patience
 	cfg.Mode.DataBits, cfg.Mode.Parity = 7, 'E'
 	l := start(t, cfg)
 	steps := []struct {
@@ -692,7 +700,7 @@ func TestSerialRandomFaults(t *testing.T) {
 	cfg.Timeout = timeout
 	l := start(t, cfg)
 	good := 0
-	for limit := time.Now().Add(1500 * time.Millisecond); time.Now().Before(limit); {
+	for limit := time.Now().Add(700 * time.Millisecond); time.Now().Before(limit); {
 		unit, addr, n := modbus.UnitID(1+ask.IntN(3)), uint16(ask.IntN(3)), uint16(1+ask.IntN(4))
 		req := modbus.ReadRequest(modbus.HoldingRegisters, addr, n)
 		resp, err := l.Do(context.Background(), unit, req)

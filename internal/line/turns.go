@@ -372,7 +372,7 @@ func lost(cause error, sent bool) error {
 	if !sent {
 		return &lostError{cause, errNotSent}
 	}
-	return &lostError{cause, fmt.Errorf("%w: the connection was lost: %w", modbus.ErrNoResponse, cause)}
+	return &lostError{cause, lostUnder(cause)}
 }
 
 // run serves one job. The error is that of the wire.
@@ -667,7 +667,7 @@ func (t *turns) failed(j *job, q *question, buf []byte, s scan, sent time.Time) 
 		err := noResponse(j.timeout)
 		t.silent++
 		if t.silent >= mostSilent && t.line.cfg.Kind == config.TCP {
-			return &lostError{fmt.Errorf("%d requests in a row without an answer", t.silent), err}
+			return &lostError{tooSilent(t.silent), err}
 		}
 		return err
 	}
@@ -698,6 +698,8 @@ func (e noResponse) Error() string {
 }
 
 func (e noResponse) Unwrap() error { return modbus.ErrNoResponse }
+
+func (t *turns) inFlight() int { return 1 }
 
 // serialErrors returns the counters of the port's driver.
 func (t *turns) serialErrors() SerialErrors {

@@ -62,7 +62,8 @@ func (s *source) read(p []byte, until time.Time) (int, error) {
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		s.woken.Store(false)
-		err = nil
+		// On a busy machine the bytes may have been in time and we late.
+		return s.readNow(p)
 	case s.datagrams && errors.Is(err, unix.ECONNREFUSED):
 		err = nil // nobody listens there now: no answer, not the end of the socket
 	}
@@ -90,6 +91,15 @@ func (s *source) readNow(p []byte) (n int, err error) {
 		return 0, io.EOF
 	}
 	return n, nil
+}
+
+// pending reports whether bytes have arrived that nobody has read yet.
+func (s *source) pending() bool {
+	n := 0
+	_ = s.raw.Control(func(fd uintptr) { // fails on a closed file, in which nothing is pending
+		n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+	})
+	return n > 0
 }
 
 func (s *source) wake() {
