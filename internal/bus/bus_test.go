@@ -490,6 +490,44 @@ func TestStopLosesNothing(t *testing.T) {
 	}
 }
 
+// An Endpoint that knows no timeouts is given the whole exchange's.
+func TestPlainEndpoint(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ep := endpointFunc(func(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+			if unit == 1 {
+				return modbus.PDU{3, 2, 0, 7}, nil
+			}
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		var got []point.Sample
+		one := dev("a", 1, registers(0, 1, 30*second)...)
+		two := dev("b", 2, registers(0, 1, 30*second)...)
+		two.Timeout, two.BackoffMin, two.BackoffMax = 0, 0, 0
+		b := New(tcpBus(0), []config.Device{one, two}, ep, func(s []point.Sample) { got = append(got, s...) }, quiet)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := b.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		if len(got) < 2 || got[0].Value != point.IntValue(7) || got[1].Quality != point.Bad {
+			t.Errorf("samples %v", got)
+		}
+		if d := b.Status().Devices[1]; d.State != Offline || !strings.HasPrefix(d.Error, "no response within ") {
+			t.Errorf("%+v", d)
+		}
+		if b.Name() != "plc" || Unknown.String() != "unknown" {
+			t.Error("names")
+		}
+	})
+}
+
+type endpointFunc func(context.Context, modbus.UnitID, modbus.PDU) (modbus.PDU, error)
+
+func (f endpointFunc) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+	return f(ctx, unit, req)
+}
+
 func TestOverdue(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWire(1)

@@ -133,12 +133,56 @@ func TestPlanReads(t *testing.T) {
 			short, []string{"holding 0+1 1s", "holding 19+2 1s"},
 		},
 		{"longer than the longest read", []point.Point{{Table: modbus.HoldingRegisters, Type: point.String, Length: 30, Every: slow}}, short, []string{"holding 0+30 10s"}},
+		{
+			"within one that is longer than the longest read",
+			[]point.Point{holding(40, point.Float64), {Table: modbus.HoldingRegisters, Address: 20, Type: point.String, Length: 30, Every: second}, holding(60, point.Uint16)},
+			short, []string{"holding 20+30 1s", "holding 60+1 1s"},
+		},
 		{"the last address", []point.Point{holding(65535, point.Uint16)}, lan, []string{"holding 65535+1 1s"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := brief(PlanReads(tt.points, tt.limits)); !slices.Equal(got, tt.want) {
 				t.Errorf("PlanReads = %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestLimitsFor(t *testing.T) {
+	serial := func(baud int, f modbus.Framing) config.Bus {
+		return config.Bus{
+			Kind: config.Serial, Framing: f, Gap: config.GapAuto,
+			Mode: config.SerialMode{Baud: baud, DataBits: 8, Parity: 'E', StopBits: 1},
+		}
+	}
+	gap := serial(9600, modbus.FramingRTU)
+	gap.Gap = 10 * time.Millisecond
+	own := config.Device{Gap: 20 * time.Millisecond}
+	usual := config.Device{Gap: config.GapAuto}
+	char := 11 * time.Second / 9600
+	tests := []struct {
+		name   string
+		bus    config.Bus
+		device config.Device
+		want   time.Duration // of 20 registers
+	}{
+		{"rtu", serial(9600, modbus.FramingRTU), usual, 53*char + 2*35*11*time.Second/96000 + turnaround},
+		{"rtu, fast", serial(115200, modbus.FramingRTU), usual, 53*(11*time.Second/115200) + 3500*time.Microsecond + turnaround},
+		{"gap of the bus", gap, usual, 53*char + 20*time.Millisecond + turnaround},
+		{"gap of the device", gap, own, 53*char + 40*time.Millisecond + turnaround},
+		{"ascii", serial(9600, modbus.FramingASCII), usual, (17+11+80)*char + turnaround},
+		{"tcp", config.Bus{Kind: config.TCP, Gap: config.GapAuto}, usual, lanRequest + 40*lanByte},
+		{
+			"rtu over tcp", config.Bus{Kind: config.TCP, Framing: modbus.FramingRTU, Gap: config.GapAuto}, usual,
+			53*(11*time.Second/19200) + 2*35*11*time.Second/192000 + tunnelDelay,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := LimitsFor(tt.bus, tt.device).Cost(Read{Table: modbus.HoldingRegisters, Count: 20})
+			if d := got - tt.want; d < -time.Microsecond || d > time.Microsecond {
+				t.Errorf("20 registers cost %v, want %v", got, tt.want)
 			}
 		})
 	}
