@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -256,6 +257,91 @@ func TestFaults(t *testing.T) {
 		{"web", "web: { listen: 127.0.0.1:8080 }\n", "web: is not in this version yet; remove it, or write false"},
 		{"UTF-16", "\xff\xfea\x00", "the file is UTF-16; save it as UTF-8"},
 		{"Latin-1", "site: { id: K\xe4lte }", "save the file as UTF-8 text"},
+		{"decimal in words", one("{ at: holding 0, scale: ten }"), "\"ten\" is not a number; write a number"},
+		{"decimal with a leading zero", one("{ at: holding 0, offset: 010 }"), "offset: 010 is 8 to some readers"},
+		{"decimal with too many digits", one("{ at: holding 0, scale: 1234567890123456789012 }"), "has more digits than"},
+		{"decimal list", one("{ at: holding 0, scale: [1] }"), "scale: is a list; write a number"},
+		{"too many bits", one("{ at: holding 0, decimals: 99999999999999999999 }"), "has more than 64 bits"},
+		{"word for a number", one("{ at: holding 0, decimals: two }"), "\"two\" is not a whole number from 0 to 15"},
+		{"word in quotes for a number", one("{ at: holding 0, decimals: \"two\" }"), "\"two\" is not a whole number from 0 to 15"},
+		{"empty text", "site: { id: \"\" }", "site.id: is empty; write a name for this gateway"},
+		{"boolean word", one("{ at: holding 0, write: { verify: maybe } }"), "\"maybe\" is not true or false"},
+		{"duration of words", "buses: { b: { tcp: 10.0.0.1:502, timeout: soon } }", "\"soon\" is not a duration; write a duration such as 300ms, 1s, 5m or 30d"},
+		{"duration that is long", "buses: { b: { tcp: 10.0.0.1:502, timeout: 99999999999d } }", "is outside 1ms to 10m"},
+		{"size of words", "broker: { anonymous: true, max_packet: big }", "\"big\" is not a size; write a size such as 64KiB or 256MiB"},
+		{"size below 0", "broker: { anonymous: true, max_packet: -1 }", "-1 is below 0"},
+		{"size that is small", "broker: { anonymous: true, max_packet: 12B }", "12B is outside 1KiB to 256MiB"},
+		{"size with a fraction", "broker: { anonymous: true, max_packet: 1.5 }", "1.5 is not a whole number"},
+		{"long name", "buses: { " + strings.Repeat("b", 101) + ": { tcp: 10.0.0.1:502 } }", "is longer than 100 bytes"},
+		{"empty name", "buses: { \"\": { tcp: 10.0.0.1:502 } }", "is empty; write a name"},
+		{"names from a list", "buses: [a]", "buses: is a list; write a map from names to buses"},
+		{"merge key among names", "uplinks: { <<: { url: mqtts://h } }", "merge keys (<<) are not part of YAML 1.2"},
+		{"merge key in a map", one("{ at: holding 0, map: { <<: a } }"), "merge keys (<<) are not part of YAML 1.2"},
+		{"map list", one("{ at: holding 0, map: [a] }"), "map: is a list; write a map from raw numbers to texts"},
+		{"map of nothing", one("{ at: holding 0, map: {} }"), "map: is a map; write a map from raw numbers"},
+		{"map key in octal", one("{ at: holding 0, map: { 010: a } }"), "010 is 8 to some readers"},
+		{"map key of 64 bits", one("{ at: holding 0, map: { 9223372036854775808: a } }"), "has more than 63 bits"},
+		{"address list", one("{ at: [1] }"), "at: is a list; write an address such as holding 0 or 40001"},
+		{"address in capitals", one("{ at: Holding 3 }"), "\"Holding 3\" is spelt another way; write holding 3"},
+		{"address without leading table", one("{ at: 0x10 }"), "\"0x10\" is not an address"},
+		{"bad Modicon number in octal", one("{ at: 000000 }"), "000000 without quotes is another number to some readers of YAML"},
+		{"type list", one("{ at: holding 0, type: [a] }"), "type: is a list; write a type such as int16 or float32"},
+		{"type without length", one("{ at: holding 0, type: string }"), "string takes its length in registers"},
+		{"unit list", tcpBus + "devices: { d: { bus: b, unit: [1], points: {} } }", "unit: is a list; write a unit id from 0 to 255"},
+		{"unit in words", tcpBus + "devices: { d: { bus: b, unit: one, points: {} } }", "\"one\" is not a unit id"},
+		{"unit id twice in a range", tcpBus + "devices: { \"d{unit}\": { bus: b, unit: \"1-3,2\", points: {} } }", "names unit id 2 twice"},
+		{"backoff in words", tcpBus + "devices: { d: { bus: b, backoff: 5s, points: {} } }", "\"5s\" is not a span of time; write two durations such as 5s..5m"},
+		{"backoff list", tcpBus + "devices: { d: { bus: b, backoff: [], points: {} } }", "backoff: is a list"},
+		{"mode in words", "buses: { b: { serial: /dev/a, mode: 9600 } }", "\"9600\" is not a serial mode"},
+		{"relative port", "buses: { b: { serial: ttyUSB0 } }", "\"ttyUSB0\" is not a whole path; write /dev/ttyUSB0"},
+		{"bad port", "buses: { b: { tcp: \"10.0.0.1:http\" } }", "\"http\" is not a port"},
+		{"bad brackets", "buses: { b: { tcp: \"[::1:502\" } }", "is not HOST:PORT"},
+		{"no IPv6 address", "buses: { b: { tcp: \"[zz]:502\" } }", "\"zz\" is not an IPv6 address"},
+		{"bad host", "buses: { b: { tcp: \"a b:502\" } }", "\"a b\" is not the name or address of a host"},
+		{"bit of a word", one("{ at: holding 0, bits: { a: 16-17 } }"), "\"16-17\" is not a bit; write a bit from 0 to 15"},
+		{"bit and bits", one("{ at: holding 0, bit: 1, bits: { a: 1 } }"), "bits: stands beside bit"},
+		{"wide negative invalid", one("{ at: holding 0, type: int16, invalid: -32769 }"), "-32769 is wider than int16"},
+		{"invalid of text", one("{ at: holding 0, type: string(9), invalid: 1 }"), "1 is wider than string(9)"},
+		{"huge invalid", one("{ at: holding 0, type: int64, invalid: -9223372036854775809 }"), "has more than 64 bits"},
+		{"rate in words", one("{ at: holding 0, write: { rate: often } }"), "\"often\" is not a rate; write how often at most"},
+		{"rate over no time", one("{ at: holding 0, write: { rate: 1/0s } }"), "\"1/0s\" is over no time"},
+		{"budget in words", one("{ at: holding 0, write: { budget: 200 } }"), "\"200\" is not a budget; write a number of writes a day"},
+		{"function that reads", one("{ at: holding 0, write: { function: 3 } }"), "3 is not a function that writes"},
+		{"min above max", one("{ at: holding 0, write: { min: 2, max: 1 } }"), "write: min 2 is above max 1"},
+		{"only in octal", one("{ at: holding 0, write: { only: [010] } }"), "only[0]: 010 is 8 to some readers"},
+		{"only out of range", one("{ at: holding 0, write: { only: [-1] } }"), "points.p.write: only: "},
+		{"only list", one("{ at: holding 0, write: { only: [[]] } }"), "only[0]: is a list; write a value"},
+		{"verified broadcast", "buses: { b: { serial: /dev/a } }\ndevices: { d: { bus: b, unit: 0, points: { p: { at: holding 0, write: { verify: true } } } } }", "points.p.write.verify: nobody answers unit id 0; write false"},
+		{"slash in the site", "site: { id: a/b }", "\"/\" cannot be part of it"},
+		{"glob without a dot", "publish: [{ points: boiler }]", "\"boiler\" fits no point, whose names are device.point; write boiler.*"},
+		{"filter", "broker: { users: [{ name: a, password: '" + hash + "', publish: [a/#/b] }] }", "publish[0]: \"a/#/b\" is not a topic filter: # must be the last level"},
+		{"filter with a wildcard in a level", "broker: { users: [{ name: a, password: '" + hash + "', subscribe: [a+] }] }", "+ and # must each be a level of its own"},
+		{"payload", "publish: [{ payload: josn }]", "\"josn\" is none of the words known here; did you mean json?"},
+		{"when in words", "publish: [{ when: always }]", "when: \"always\" is not each, or a map such as {change: 0.2, at_least: 5m}"},
+		{"change in words", "publish: [{ when: { change: some } }]", "\"some\" is not a number; write any, a dead band such as 0.2"},
+		{"change in percent", "publish: [{ when: { change: x% } }]", "\"x%\" is not a dead band"},
+		{"change below 0", "publish: [{ when: { change: -1 } }]", "-1 is below 0"},
+		{"change list", "publish: [{ when: { change: [] } }]", "change: is a list; write any, a dead band"},
+		{"bad that is empty", "publish: [{ bad: }]", "bad: is empty; write null or nothing"},
+		{"bad in words", "publish: [{ bad: skip }]", "does not say what becomes of a failed read"},
+		{"unknown scheme", "uplinks: { u: { url: ftp://h } }", "the scheme \"ftp\" is not known; write mqtt, mqtts, ws or wss"},
+		{"fragment", "uplinks: { u: { url: \"wss://h/x#y\" } }", "has a ? or # in it"},
+		{"escape in a URL", "uplinks: { u: { url: \"mqtts://%zz\" } }", "\"mqtts://%zz\" is not a URL"},
+		{"port of a URL", "uplinks: { u: { url: mqtts://h:99999 } }", "port 99999 is outside 1 to 65535"},
+		{"proxy", "uplinks: { u: { url: mqtts://h, proxy: \"me:pw@h\" } }", "is not the URL of a proxy"},
+		{"proxy without host", "uplinks: { u: { url: mqtts://h, proxy: \"http://:3128\" } }", "\"http://:3128\" is not the URL of a proxy"},
+		{"credential path", "uplinks: { u: { url: mqtts://h, username: a, password: { credential: a/b } } }", "a credential is a name, not a path"},
+		{"password list", "uplinks: { u: { url: mqtts://h, username: a, password: [x] } }", "password: is a list; write {file: PATH}"},
+		{"empty password", "uplinks: { u: { url: mqtts://h, username: a, password: \"\" } }", "password: is empty; write {file: PATH}"},
+		{"old TLS", "uplinks: { u: { url: mqtts://h, tls: { min: 1.0 } } }", "\"1.0\" is not a version of TLS that is safe"},
+		{"empty password hash", "broker: { users: [{ name: a, password: }] }", "password: is empty; write its argon2id hash"},
+		{"odd password hash", "broker: { users: [{ name: a, password: \"$argon2id$v=19$m=1,t=x,p=1$a$b\" }] }", "is not a password's hash"},
+		{"lan without anonymous", "broker: { users: [{ name: a, password: '" + hash + "' }], anonymous_lan: true }", "has no effect without anonymous: true"},
+		{"broker tls without tls", "broker: { anonymous: true, tls: { cert: a, key: b } }", "no listener is encrypted"},
+		{"two brokers on a port", "broker: { anonymous: true, listen: [mqtt://127.0.0.1:1883, ws://127.0.0.1:1883] }", "the broker listens on port 1883 too"},
+		{"points list", tcpBus + "devices: { d: { bus: b, points: [a] } }", "devices.d.points: is a list; write a map from names to points"},
+		{"long value", "log: { level: " + strings.Repeat("x", 100) + " }", "…\" is none of the words"},
+		{"long key", "log: { " + strings.Repeat("x", 100) + ": 1 }", "is not a key of log; known: level, format"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -403,6 +489,27 @@ devices:
 func TestSharedFault(t *testing.T) {
 	got := faults(t, tcpBus+"devices:\n  a: { bus: b, points: &p { x: { at: holding 0, type: flaot32 } } }\n  c: { bus: b, unit: 2, points: *p }\n  e: { bus: b, unit: 3, order: CDAB, points: *p }\n")
 	if len(got) != 1 || !strings.Contains(got[0], `3:55: devices.a.points.x.type: "flaot32" is not a type; did you mean float32?`) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// What an alias makes cheap to write stays bounded in memory.
+func TestTooMany(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("buses: { b: { tcp: 10.0.0.1:502 }")
+	for i := range 20 {
+		fmt.Fprintf(&b, ", b%d: { tcp: 10.0.%d.1:502 }", i, i)
+	}
+	b.WriteString(" }\ndevices:\n  first: { bus: b, points: &p {")
+	for i := range 200 {
+		fmt.Fprintf(&b, " p%d: { at: holding %d },", i, i)
+	}
+	b.WriteString(" } }\n")
+	for i := range 20 {
+		fmt.Fprintf(&b, "  \"d%d-{unit}\": { bus: b%d, unit: 1-200, points: *p }\n", i, i)
+	}
+	got := faults(t, b.String())
+	if len(got) != 1 || !strings.Contains(got[0], "there are more than 10000 devices or 200000 points before it") {
 		t.Errorf("got %q", got)
 	}
 }

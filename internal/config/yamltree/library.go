@@ -19,7 +19,7 @@ const maxRepairs = 24
 // wrong is blanked out and the rest read again.
 func (s *Set) library(id uint16, src *source) (*Node, []Error) {
 	var errs []Error
-	r := repair{src: src, text: []byte(src.text)}
+	r := repair{src: src, text: []byte(src.text), tried: make(map[int]bool)}
 	for range maxRepairs {
 		root, more, err := s.document(id, src, r.text)
 		if err == nil {
@@ -89,6 +89,10 @@ func (r *repair) mend(err error) (report []Error, again bool) {
 					r.text[i] = ' '
 				}
 			}
+			for _, tab := range tabs {
+				from, _ := r.section(tab.Place.Line - 1)
+				r.tried[from] = false
+			}
 			return tabs, true
 		}
 	}
@@ -97,11 +101,8 @@ func (r *repair) mend(err error) (report []Error, again bool) {
 	if !errors.As(err, &le) || le.Mark.Line == 0 {
 		return report, false
 	}
-	last := min(le.Mark.Line, len(r.src.lineStarts())) - 1
-	from, to := r.section(last)
-	if r.tried == nil {
-		r.tried = make(map[int]bool)
-	}
+	first := min(openedAt(le).Line, len(r.src.lineStarts())) - 1
+	from, to := r.section(first)
 	whole, before := r.tried[from]
 	switch {
 	case whole:
@@ -112,12 +113,18 @@ func (r *repair) mend(err error) (report []Error, again bool) {
 		return nil, true
 	}
 	r.tried[from] = false
-	first := last
-	if strings.Contains(le.ContextMsg, "flow") || strings.Contains(le.ContextMsg, "quoted") {
-		first = max(min(le.ContextMark.Line-1, last), from)
-	}
-	r.blank(first, last+1)
+	r.blank(first, max(first+1, min(le.Mark.Line, to)))
 	return report, true
+}
+
+// openedAt returns where what an error is about begins: the bracket or quote
+// that is not closed, which may be many lines before the library gives up.
+func openedAt(le *yaml.LoadError) yaml.Mark {
+	if le.ContextMark.Line > 0 && le.ContextMark.Line < le.Mark.Line &&
+		(strings.Contains(le.ContextMsg, "flow") || strings.Contains(le.ContextMsg, "quoted")) {
+		return le.ContextMark
+	}
+	return le.Mark
 }
 
 // section returns the lines, from 0, of the top-level key that a line belongs
@@ -161,7 +168,7 @@ func (src *source) explain(err error) Error {
 	if !errors.As(err, &le) {
 		return Error{Place{src.name, 1, 1}, err.Error()}
 	}
-	mark := le.Mark
+	mark := openedAt(le)
 	off := src.offset(mark.Line, mark.Column)
 	if mark.Line == 0 {
 		off = mark.Index // the reader knows only the byte
@@ -169,9 +176,11 @@ func (src *source) explain(err error) Error {
 	text := le.Message
 	if le.ContextMsg != "" {
 		text += " " + le.ContextMsg
-		if le.ContextMark.Line > 0 && le.ContextMark.Line != mark.Line {
-			text += fmt.Sprintf(" that begins on line %d", le.ContextMark.Line)
-		}
+	}
+	if mark.Line < le.Mark.Line {
+		text += fmt.Sprintf(" up to line %d", le.Mark.Line)
+	} else if le.ContextMark.Line > 0 && le.ContextMark.Line != mark.Line {
+		text += fmt.Sprintf(" that begins on line %d", le.ContextMark.Line)
 	}
 	return Error{src.place(off), "this is not YAML: " + text + "; " + src.remedy(le.Message, off)}
 }
@@ -224,6 +233,7 @@ type converter struct {
 	id   uint16
 	src  *source
 	errs []Error
+	deep bool                 // has been reported
 	done map[*yaml.Node]*Node // those with an anchor; nil while in the making
 }
 
@@ -235,6 +245,10 @@ func (c *converter) fail(n *yaml.Node, text string) *Node {
 
 func (c *converter) convert(y *yaml.Node, depth int) *Node {
 	if depth > maxDepth {
+		if c.deep {
+			return c.set.node(Scalar, c.id, 0)
+		}
+		c.deep = true
 		return c.fail(y, fmt.Sprintf("nested deeper than %d levels; write it flatter", maxDepth))
 	}
 	if y.Style&yaml.TaggedStyle != 0 {
