@@ -1,7 +1,9 @@
 package line
 
 import (
+	"bytes"
 	"encoding/binary"
+	"slices"
 	"time"
 
 	"fieldgate/internal/modbus"
@@ -15,6 +17,15 @@ const (
 	mostOwed    = 6  // answers remembered for one unit; a unit that owes more is held
 	mostFence   = 8  // lengths tried for a fence
 	bitsPerByte = 8
+
+	// mostAlike is how many requests in a row may be answered that only their
+	// order tells apart.
+	mostAlike = 128
+	// repeatsFor is how long a unit is mistrusted that has answered twice.
+	repeatsFor = time.Minute
+	// mostDeaf is how often a unit may be silent to the status request before it
+	// is not made any more.
+	mostDeaf = 2
 )
 
 // owed is an answer that did not come.
@@ -29,6 +40,14 @@ type owed struct {
 type ledger struct {
 	owed    []owed        // oldest first
 	slowest time.Duration // the longest answer time seen lately, late answers included
+
+	good    [modbus.ReadInputRegisters + 1]modbus.PDU // by function: the longest read that was answered
+	last    modbus.PDU                                // the last request answered
+	alike   int                                       // requests in a row whose answers only their order told apart
+	repeats time.Time                                 // until then the unit is expected to answer twice
+
+	deaf     int       // status requests that an otherwise lively unit gave no answer to
+	deafness time.Time // when the last one was sent; zero: it was answered
 }
 
 // owe notes that req, sent at sent, was given up; timeout is what it was given.
@@ -37,27 +56,82 @@ func (g *ledger) owe(req modbus.PDU, sent time.Time, timeout time.Duration) {
 		g.owed = append(g.owed[:0], g.owed[1:]...)
 	}
 	g.owed = append(g.owed, owed{append(modbus.PDU(nil), req...), sent, max(timeout, g.slowest)})
+	if req.Function() == modbus.ReadExceptionStatus {
+		g.deafness = sent
+	}
 }
 
-// answered notes that the unit answered a request after took. It answers in
-// order, so what it owed from before cannot come any more. The longest answer
-// time fades, so that one bad minute is not held against a unit for ever.
-func (g *ledger) answered(took time.Duration) {
+// answered notes that the unit answered req, sent at sent, at a time; refused
+// says that it did so by an exception. It answers in order, so what it owed from
+// before cannot come any more. The longest answer time fades, so that one bad
+// minute is not held against a unit for ever.
+func (g *ledger) answered(req modbus.PDU, refused bool, sent, at time.Time) {
+	took := at.Sub(sent)
 	g.owed = g.owed[:0]
 	g.slowest = max(g.slowest-g.slowest/8, took)
+	f := req.Function()
+	switch {
+	case f == modbus.ReadExceptionStatus:
+		g.deaf, g.deafness = 0, time.Time{}
+	case !g.deafness.IsZero():
+		if at.Sub(g.deafness) < fenceTimes*max(g.slowest, time.Second) {
+			g.deaf++ // it is alive, and does not know that function
+		}
+		g.deafness = time.Time{}
+	}
+	if step(req) > 0 {
+		switch known := g.good[f]; {
+		case refused && bytes.Equal(known, req):
+			g.good[f] = nil
+		case !refused && (known == nil || quantity(known) < quantity(req)):
+			g.good[f] = bytes.Clone(req)
+		}
+	}
+	if confusable(g.last, req) {
+		g.alike++
+	} else {
+		g.alike = 0
+	}
+	g.last = append(g.last[:0], req...)
+}
+
+// owes returns which of the requests given up resp answers, -1 for none.
+func (g *ledger) owes(resp modbus.PDU) int {
+	return slices.IndexFunc(g.owed, func(o owed) bool { return answers(modbus.CheckResponse(o.req, resp)) })
 }
 
 // pay looks whether resp, which came at at without being asked for, answers a
 // request that was given up. Then that one and those before it are paid.
 func (g *ledger) pay(resp modbus.PDU, at time.Time) bool {
+	i := g.owes(resp)
+	if i < 0 {
+		return false
+	}
+	g.slowest = max(g.slowest, at.Sub(g.owed[i].sent))
+	g.owed = append(g.owed[:0], g.owed[i+1:]...)
+	return true
+}
+
+// disputed reports whether a refusal of req could be that of a request given up,
+// and takes it for that.
+func (g *ledger) disputed(req modbus.PDU) bool {
 	for i, o := range g.owed {
-		if answers(modbus.CheckResponse(o.req, resp)) {
-			g.slowest = max(g.slowest, at.Sub(o.sent))
+		if o.req.Function() == req.Function() {
 			g.owed = append(g.owed[:0], g.owed[i+1:]...)
 			return true
 		}
 	}
 	return false
+}
+
+// repeated looks whether resp, which came at at after another request had been
+// sent, is the last answer once more.
+func (g *ledger) repeated(resp modbus.PDU, at time.Time) bool {
+	if len(g.last) == 0 || modbus.CheckResponse(g.last, resp) != nil {
+		return false
+	}
+	g.repeats = at.Add(repeatsFor)
+	return true
 }
 
 // forget drops what is so long ago that it will not come.
@@ -76,6 +150,12 @@ func (g *ledger) forget(now time.Time) {
 // a zero time), a fence first, or nothing until a time.
 func (g *ledger) next(req modbus.PDU, now time.Time) (fence modbus.PDU, wait time.Time) {
 	if len(g.owed) == 0 {
+		switch {
+		case now.Before(g.repeats) && confusable(g.last, req):
+			return g.fence(req), time.Time{}
+		case g.alike >= mostAlike && confusable(g.last, req):
+			return g.shorter(req, quantity(req), req), time.Time{}
+		}
 		return nil, time.Time{}
 	}
 	g.forget(now)
@@ -108,26 +188,41 @@ func (g *ledger) confuses(req modbus.PDU) bool {
 	return false
 }
 
-// fence returns a read of fewer of the registers or bits that req reads, whose
-// answer is like none that is owed and unlike that of req; nil when there is
+// fence returns a request whose answer is like none that is owed and unlike that
+// of req, and that does no harm: a read of fewer of the registers or bits that
+// req reads, or of some that the unit was read before, or else the status
+// request (function 7), unless the unit is known to ignore it. Nil when there is
 // none.
 func (g *ledger) fence(req modbus.PDU) modbus.PDU {
-	step := uint16(1)
-	switch req.Function() {
-	case modbus.ReadCoils, modbus.ReadDiscreteInputs:
-		step = bitsPerByte // fewer bits in as many bytes look the same
-	case modbus.ReadHoldingRegisters, modbus.ReadInputRegisters:
-	default:
+	if f := g.shorter(req, quantity(req), req); f != nil {
+		return f
+	}
+	for _, read := range g.good {
+		by := step(read)
+		if f := g.shorter(read, min(quantity(read), mostFence*by)+by, req); f != nil {
+			return f
+		}
+	}
+	if status := (modbus.PDU{byte(modbus.ReadExceptionStatus)}); g.deaf < mostDeaf && !confusable(status, req) && !g.confuses(status) {
+		return status
+	}
+	return nil
+}
+
+// shorter returns read with a quantity of less than n for a fence before req; nil
+// when there is none.
+func (g *ledger) shorter(read modbus.PDU, n int, req modbus.PDU) modbus.PDU {
+	by := step(read)
+	if by == 0 || n <= by {
 		return nil
 	}
-	f := append(modbus.PDU(nil), req[:5]...)
-	n := binary.BigEndian.Uint16(req[3:])
+	f := append(modbus.PDU(nil), read[:5]...)
 	for range mostFence {
-		if n <= step {
+		if n <= by {
 			return nil
 		}
-		n -= step
-		binary.BigEndian.PutUint16(f[3:], n)
+		n -= by
+		binary.BigEndian.PutUint16(f[3:], uint16(n))
 		if !confusable(f, req) && !g.confuses(f) {
 			return f
 		}
@@ -135,14 +230,40 @@ func (g *ledger) fence(req modbus.PDU) modbus.PDU {
 	return nil
 }
 
-// confusable reports whether the answer to old could be taken for the answer to
-// req, both to one unit. An exception always could; that costs a request, never
-// a wrong value. The answer to a write names what was written, so it is taken
-// for another's only where both wrote the same.
+// step is by how much the quantity of a read has to change for its answer to have
+// another length: fewer bits in as many bytes look the same. 0: it is no read.
+func step(req modbus.PDU) int {
+	switch req.Function() {
+	case modbus.ReadCoils, modbus.ReadDiscreteInputs:
+		return bitsPerByte
+	case modbus.ReadHoldingRegisters, modbus.ReadInputRegisters:
+		return 1
+	}
+	return 0
+}
+
+// quantity is that of a read, 0 of anything else.
+func quantity(req modbus.PDU) int {
+	if step(req) == 0 {
+		return 0
+	}
+	return int(binary.BigEndian.Uint16(req[3:]))
+}
+
+// confusable reports whether the normal answer to old could be taken for that to
+// req, both to one unit; see disputed for exceptions. The answer to a write names
+// what was written, all of it or the place.
 func confusable(old, req modbus.PDU) bool {
 	f := req.Function()
-	if old.Function() != f || f.Writes() && f != modbus.ReadWriteRegisters {
+	if old.Function() != f {
 		return false
+	}
+	const place = 5 // function, address, quantity
+	switch f {
+	case modbus.WriteSingleCoil, modbus.WriteSingleRegister, modbus.MaskWriteRegister, modbus.WriteFileRecord:
+		return bytes.Equal(old, req)
+	case modbus.WriteMultipleCoils, modbus.WriteMultipleRegisters:
+		return bytes.Equal(old[:place], req[:place])
 	}
 	a, knownA := modbus.ResponseLen(old)
 	b, knownB := modbus.ResponseLen(req)

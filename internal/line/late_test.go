@@ -1,6 +1,7 @@
 package line
 
 import (
+	"bytes"
 	"testing"
 	"time"
 
@@ -23,7 +24,10 @@ func TestConfusable(t *testing.T) {
 		{"another table", modbus.ReadRequest(modbus.InputRegisters, 0, 2), holding(2), false},
 		{"coils in as many bytes", coils(9), coils(16), true},
 		{"coils in more bytes", coils(16), coils(17), false},
-		{"same write", modbus.WriteRegisterRequest(1, 2), modbus.WriteRegisterRequest(1, 2), false},
+		{"same write", modbus.WriteRegisterRequest(1, 2), modbus.WriteRegisterRequest(1, 2), true},
+		{"another value", modbus.WriteRegisterRequest(1, 2), modbus.WriteRegisterRequest(1, 3), false},
+		{"same place, other values", modbus.WriteRegistersRequest(1, []uint16{1, 2}), modbus.WriteRegistersRequest(1, []uint16{3, 4}), true},
+		{"another place", modbus.WriteRegistersRequest(1, []uint16{1, 2}), modbus.WriteRegistersRequest(2, []uint16{1, 2}), false},
 		{"read and write", modbus.ReadWriteRequest(0, 2, 0, []uint16{1}), modbus.ReadWriteRequest(0, 2, 0, []uint16{2}), true},
 		{"no known length", modbus.ServerIDRequest(), modbus.ServerIDRequest(), true},
 	}
@@ -38,11 +42,12 @@ func TestLedger(t *testing.T) {
 	now := time.Now()
 	at := func(ms int) time.Time { return now.Add(time.Duration(ms) * time.Millisecond) }
 	const timeout = 100 * time.Millisecond
+	const status = -1
 	quantity := func(p modbus.PDU) int {
-		if p == nil {
-			return 0
+		if p.Function() == modbus.ReadExceptionStatus {
+			return status
 		}
-		return int(p[4])
+		return quantity(p)
 	}
 	var g ledger
 	next := func(what string, req modbus.PDU, ms, fence, wait int) {
@@ -66,6 +71,8 @@ func TestLedger(t *testing.T) {
 
 	g = ledger{}
 	g.owe(holding(1), at(0), timeout)
+	next("one register", holding(1), 100, status, 0)
+	g.deaf = mostDeaf
 	next("one register", holding(1), 100, 0, 200)
 	next("twice the time later", holding(1), 200, 0, 0)
 	next("two registers have another shape", holding(2), 100, 0, 0)
@@ -75,14 +82,65 @@ func TestLedger(t *testing.T) {
 	next("paid", holding(1), 360, 0, 0)
 	g.owe(holding(1), at(400), timeout)
 	next("the unit was seen to take 350 ms", holding(1), 500, 0, 1100)
-	g.answered(10 * time.Millisecond)
+	g.answered(holding(1), false, at(500), at(510))
 	next("answered", holding(1), 510, 0, 0)
 	for range 100 {
-		g.answered(10 * time.Millisecond)
+		g.answered(holding(1), false, at(500), at(510))
 	}
 	if g.slowest > 20*time.Millisecond {
 		t.Errorf("slowest %v does not fade", g.slowest)
 	}
+
+	g = ledger{}
+	g.answered(modbus.ReadRequest(modbus.InputRegisters, 7, 20), false, at(0), at(1))
+	g.owe(holding(1), at(0), timeout)
+	f, _ := g.next(holding(1), at(100))
+	if want := modbus.ReadRequest(modbus.InputRegisters, 7, 8); !bytes.Equal(f, want) {
+		t.Errorf("fence % x, want % x, of what was read before", []byte(f), []byte(want))
+	}
+	g.owe(f, at(100), timeout)
+	next("that fence was lost", holding(1), 200, 7, 0)
+	g.answered(modbus.ReadRequest(modbus.InputRegisters, 7, 20), true, at(300), at(301))
+	g.owe(holding(1), at(400), timeout)
+	next("what it refuses by now is no fence", holding(1), 500, status, 0)
+	write := modbus.WriteRegistersRequest(9, []uint16{1})
+	g.owe(write, at(500), timeout)
+	g.answered(holding(5), false, at(500), at(501))
+	g.owe(write, at(600), timeout)
+	next("the same write with other values", modbus.WriteRegistersRequest(9, []uint16{2}), 700, 5, 0)
+
+	g = ledger{}
+	g.owe(holding(5), at(0), timeout)
+	g.owe(holding(3), at(100), timeout)
+	if g.disputed(write) || !g.disputed(holding(9)) || len(g.owed) != 1 || !g.disputed(holding(9)) || g.disputed(holding(9)) {
+		t.Errorf("refusals of what is owed: %d left", len(g.owed))
+	}
+
+	g = ledger{}
+	for range mostDeaf {
+		next("status", holding(1), 0, 0, 0)
+		g.owe(modbus.PDU{byte(modbus.ReadExceptionStatus)}, at(0), timeout)
+		g.answered(holding(1), false, at(200), at(201))
+	}
+	g.owe(holding(1), at(300), timeout)
+	next("a unit that ignores the status request", holding(1), 310, 0, 500)
+
+	g = ledger{}
+	for range mostAlike {
+		g.answered(holding(5), false, at(0), at(1))
+		next("answered in order", holding(5), 2, 0, 0)
+	}
+	g.answered(holding(5), false, at(0), at(1))
+	next("only the order has told them apart for long", holding(5), 2, 4, 0)
+	next("another shape", holding(6), 2, 0, 0)
+	g.answered(holding(4), false, at(2), at(3))
+	next("the fence has been answered", holding(5), 4, 0, 0)
+	g.answered(holding(5), false, at(4), at(5))
+	if g.repeated(modbus.PDU{3, 8, 0, 0, 0, 0, 0, 0, 0, 0}, at(6)) || !g.repeated(modbus.PDU{3, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, at(6)) {
+		t.Error("the last answer, once more, is not known")
+	}
+	next("a unit that answers twice", holding(5), 1000, 4, 0)
+	next("has not lately", holding(5), 60007, 0, 0)
 
 	g = ledger{}
 	for n := range uint16(mostOwed + 2) {

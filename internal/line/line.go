@@ -24,17 +24,28 @@
 //   - A request that got no answer is remembered for ten times the longest time
 //     an answer may take.
 //   - While an answer to it could be taken for the answer to the next request,
-//     that request is not sent. A shorter read of the same registers goes first
-//     (a fence). Devices answer in order, so once the fence is answered - its
-//     length tells it apart - the lost answer cannot come any more.
-//   - Where no shorter read is possible (one register, eight coils) the unit is
-//     left alone until twice the longest answer time has passed since the lost
+//     that request is not sent. Another goes first (a fence): a shorter read of
+//     the same registers, or of some that the unit was read before, or, where
+//     there is none, the status request (function 7), which a unit may refuse.
+//     Devices answer in order, so once the fence is answered - its length or
+//     function tells it apart - the lost answer cannot come any more. Writes of
+//     the same place count as the same shape: the answer does not name values.
+//   - Where no fence is possible (the unit ignores function 7) the unit is left
+//     alone until twice the longest answer time has passed since the lost
 //     request; the line serves other units meanwhile.
+//   - An exception names nothing but the function. One that could be late is not
+//     taken as long as the answer itself may come.
 //   - Whatever arrives unasked is discarded before a request is sent, and the
 //     silence before the request starts again after it.
+//   - A unit that was heard to answer twice gets a fence before each request that
+//     looks like the one before, for a minute. So does, once, one that was asked
+//     128 times in a row what only the order of answers tells apart.
 //
-// What remains: a single register (or up to eight bits) whose answer is later
-// than twice the longest answer time, and any answer later than ten times of it.
+// What remains: a single register (or up to eight bits, or a write) of a unit that
+// ignores function 7 and has nothing longer to read, whose answer is later than
+// twice the longest answer time; any answer later than ten times of it; and the
+// first answers of a unit that begins to answer twice, the second time after more
+// than the least silence.
 package line
 
 import (

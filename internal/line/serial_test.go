@@ -284,8 +284,8 @@ func TestSerialFence(t *testing.T) {
 	}
 }
 
-// TestSerialHold: with one register there is no shorter read; the unit is held,
-// the others are not.
+// TestSerialHold: with one register there is no shorter read, and this unit does
+// not know the status request; it is held, the others are not.
 func TestSerialHold(t *testing.T) {
 	t.Parallel()
 	var first time.Time
@@ -297,6 +297,7 @@ func TestSerialHold(t *testing.T) {
 		}
 		answerRight(p, r)
 	})
+	l.turns.units[1] = &ledger{deaf: mostDeaf}
 	if err := read(t, l, p, 1, 0, 1); !errors.Is(err, modbus.ErrNoResponse) {
 		t.Fatal(err)
 	}
@@ -413,6 +414,53 @@ func TestSerialWriteAndEcho(t *testing.T) {
 				t.Errorf("the first request is %v; want a read, which shows whether there is an echo", r.pdu.Function())
 			}
 		})
+	}
+}
+
+// TestSerialBabble: a line that is never silent does not hold a request for ever.
+func TestSerialBabble(t *testing.T) {
+	t.Parallel()
+	pt := openPTY(t)
+	l := New(serialBus(pt.path), quietLog(t))
+	l.turns.quit = 100 * time.Millisecond
+	run(t, l)
+	eventually(t, "open", l.Connected)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(500 * time.Microsecond):
+				_, _ = pt.master.Write([]byte{0x55})
+			}
+		}
+	}()
+	_, err := l.Do(context.Background(), 1, modbus.WriteRegistersRequest(0, []uint16{1}))
+	if !errors.Is(err, modbus.ErrNotConnected) || !strings.Contains(err.Error(), "never silent") {
+		t.Errorf("error %v, want not connected, never silent: it was not sent", err)
+	}
+	close(stop)
+	<-done
+	if s := l.Stats(); s.Requests != 0 || s.Noise == 0 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
+func TestEchoProbe(t *testing.T) {
+	tests := []struct {
+		req, want modbus.PDU
+	}{
+		{modbus.WriteCoilRequest(0x102, true), modbus.ReadRequest(modbus.Coils, 0x102, 1)},
+		{modbus.WriteRegisterRequest(0x102, 7), modbus.ReadRequest(modbus.HoldingRegisters, 0x102, 1)},
+		{modbus.MaskWriteRequest(0x102, 7, 8), modbus.ReadRequest(modbus.HoldingRegisters, 0x102, 1)},
+		{modbus.DiagnosticsRequest(0, 1), modbus.ReadRequest(modbus.HoldingRegisters, 0, 1)},
+	}
+	for _, tt := range tests {
+		if got := echoProbe(tt.req); !selfEqual(tt.req) || !bytes.Equal(got, tt.want) {
+			t.Errorf("%v: % x, want % x", tt.req.Function(), []byte(got), []byte(tt.want))
+		}
 	}
 }
 
@@ -637,6 +685,7 @@ func TestSerialASCII(t *testing.T) {
 		{"echo", func(p *peer, r request) { p.write(r.adu); answerRight(p, r) }, nil},
 		{"late", func(p *peer, r request) { time.Sleep(patience + 40*time.Millisecond); answerRight(p, r) }, modbus.ErrNoResponse},
 		{"right after late", answerRight, nil},
+		{"exception", func(p *peer, r request) { p.reply(r, modbus.ExceptionResponse(3, modbus.ServerDeviceBusy)) }, modbus.ServerDeviceBusy},
 		{"other unit", func(p *peer, r request) { p.write(modbus.AppendASCII(nil, r.unit+1, right(r))) }, modbus.ErrBadResponse},
 		{"right at last", answerRight, nil},
 	}

@@ -15,6 +15,7 @@ type Stats struct {
 
 	// Answers that were not taken, by reason.
 	Late        uint64 // right, but for a request given up before
+	Repeated    uint64 // the last answer once more, after the next request
 	UnknownID   uint64 // MBAP: a transaction id that was not asked
 	WrongUnit   uint64 // a whole frame of another unit
 	WrongAnswer uint64 // a whole frame of the unit that does not answer the request
@@ -41,7 +42,7 @@ type SerialErrors struct {
 type counters struct {
 	requests, responses, exceptions, broadcasts, timeouts, fences            atomic.Uint64
 	late, unknownID, wrongUnit, wrongAnswer, badChecksum, badHeader, partial atomic.Uint64
-	noise, echoes, bytesSent, bytesReceived, connects                        atomic.Uint64
+	repeated, noise, echoes, bytesSent, bytesReceived, connects              atomic.Uint64
 }
 
 func (c *counters) stats() Stats {
@@ -53,6 +54,7 @@ func (c *counters) stats() Stats {
 		Timeouts:      c.timeouts.Load(),
 		Fences:        c.fences.Load(),
 		Late:          c.late.Load(),
+		Repeated:      c.repeated.Load(),
 		UnknownID:     c.unknownID.Load(),
 		WrongUnit:     c.wrongUnit.Load(),
 		WrongAnswer:   c.wrongAnswer.Load(),

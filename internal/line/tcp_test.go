@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"strings"
@@ -165,21 +166,28 @@ func TestTCPFrameNeverEnds(t *testing.T) {
 	}
 }
 
-// TestTCPBlackHole: a peer that accepts and says nothing is dialled again after
-// a few requests.
-func TestTCPBlackHole(t *testing.T) {
+// TestBlackHole: a peer that accepts and says nothing is dialled again after a
+// few requests.
+func TestBlackHole(t *testing.T) {
 	t.Parallel()
-	d := listen(t, modbus.FramingTCP, func(p *peer, r request) {})
-	cfg := tcpBus(d.Addr().String(), modbus.FramingTCP)
-	cfg.Timeout = 10 * time.Millisecond
-	l := start(t, cfg)
-	eventually(t, "a second connection", func() bool {
-		_, err := l.Do(context.Background(), 1, modbus.ReadRequest(modbus.Coils, 0, 1))
-		if !errors.Is(err, modbus.ErrNoResponse) && !errors.Is(err, modbus.ErrNotConnected) {
-			t.Errorf("error %v", err)
-		}
-		return l.Stats().Connects == 2
-	})
+	for _, tt := range []struct {
+		framing  modbus.Framing
+		inFlight int
+	}{{modbus.FramingTCP, 1}, {modbus.FramingTCP, 2}, {modbus.FramingRTU, 1}} {
+		d := listen(t, tt.framing, func(p *peer, r request) {})
+		cfg := tcpBus(d.Addr().String(), tt.framing)
+		cfg.Timeout, cfg.InFlight = 10*time.Millisecond, tt.inFlight
+		l := start(t, cfg)
+		unit := modbus.UnitID(0)
+		eventually(t, "a second connection", func() bool {
+			unit++
+			_, err := l.Do(context.Background(), unit, modbus.ReadRequest(modbus.Coils, 0, 1))
+			if !errors.Is(err, modbus.ErrNoResponse) && !errors.Is(err, modbus.ErrNotConnected) {
+				t.Errorf("error %v", err)
+			}
+			return l.Stats().Connects == 2
+		})
+	}
 }
 
 // TestTCPRefusedThenBack: the device is off, comes, goes and comes back.
@@ -214,37 +222,56 @@ func TestTCPRefusedThenBack(t *testing.T) {
 // TestTCPCancel: a request whose caller leaves does not hold the others up, and
 // its answer is nobody's.
 func TestTCPCancel(t *testing.T) {
-	release := make(chan struct{})
-	d := listen(t, modbus.FramingTCP, func(p *peer, r request) {
-		if r.n == 1 {
-			<-release
+	for _, inFlight := range []int{1, 2} {
+		release := make(chan struct{})
+		d := listen(t, modbus.FramingTCP, func(p *peer, r request) {
+			if r.n <= inFlight {
+				<-release
+			}
+			answerRight(p, r)
+		})
+		cfg := tcpBus(d.Addr().String(), modbus.FramingTCP)
+		cfg.InFlight = inFlight
+		l := start(t, cfg)
+		ctx, cancel := context.WithCancel(context.Background())
+		errs := make(chan error, 3)
+		do := func() {
+			_, err := l.Do(ctx, 1, modbus.ReadRequest(modbus.HoldingRegisters, 0, 5))
+			errs <- err
 		}
-		answerRight(p, r)
-	})
-	cfg := tcpBus(d.Addr().String(), modbus.FramingTCP)
-	cfg.Timeout = 5 * time.Second
-	l := start(t, cfg)
-	ctx, cancel := context.WithCancel(context.Background())
-	errs := make(chan error, 2)
-	do := func() {
-		_, err := l.Do(ctx, 1, modbus.ReadRequest(modbus.HoldingRegisters, 0, 5))
-		errs <- err
-	}
-	go do()
-	eventually(t, "sent", func() bool { return len(d.all()) == 1 && len(d.last().requests()) == 1 })
-	go do()
-	cancel()
-	for range 2 {
-		if err := <-errs; !errors.Is(err, context.Canceled) {
-			t.Errorf("error %v, want canceled", err)
+		for range inFlight {
+			go do()
 		}
-	}
-	close(release)
-	if err := read(t, l, d.last(), 1, 50, 5); err != nil {
-		t.Error(err)
-	}
-	if s := l.Stats(); s.Requests != 2 || s.Late != 1 {
-		t.Errorf("stats %+v, want 2 requests and 1 late answer", s)
+		eventually(t, "sent", func() bool { return l.Stats().Requests == uint64(inFlight) })
+		go do() // waits for the window
+		if m, ok := l.share.(*mux); ok {
+			eventually(t, "the last waits", func() bool {
+				m.mu.Lock()
+				defer m.mu.Unlock()
+				return len(m.queue) == 1
+			})
+		}
+		cancel()
+		sent := 0
+		for range inFlight + 1 {
+			err := <-errs
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("error %v, want canceled", err)
+			}
+			if errors.Is(err, modbus.ErrNoResponse) {
+				sent++
+			}
+		}
+		if sent != inFlight {
+			t.Errorf("%d of %d errors say that the request was sent", sent, inFlight)
+		}
+		close(release)
+		if err := read(t, l, d.last(), 1, 50, 5); err != nil {
+			t.Error(err)
+		}
+		if s := l.Stats(); s.Requests != uint64(inFlight+1) || s.Late != uint64(inFlight) {
+			t.Errorf("stats %+v, want %d late answers", s, inFlight)
+		}
 	}
 }
 
@@ -408,22 +435,27 @@ func TestTCPBrokenOffInFlight(t *testing.T) {
 }
 
 func TestTCPGapAndSettle(t *testing.T) {
-	d := listen(t, modbus.FramingTCP, answerRight)
-	cfg := tcpBus(d.Addr().String(), modbus.FramingTCP)
-	cfg.Gap, cfg.Settle = 20*time.Millisecond, 40*time.Millisecond
-	began := time.Now()
-	l := start(t, cfg)
-	for range 2 {
-		if _, err := l.Do(context.Background(), 1, modbus.ReadRequest(modbus.Coils, 0, 1)); err != nil {
-			t.Fatal(err)
+	for _, tt := range []struct {
+		framing  modbus.Framing
+		inFlight int
+	}{{modbus.FramingTCP, 1}, {modbus.FramingTCP, 2}, {modbus.FramingRTU, 1}} {
+		d := listen(t, tt.framing, answerRight)
+		cfg := tcpBus(d.Addr().String(), tt.framing)
+		cfg.Gap, cfg.Settle, cfg.InFlight = 20*time.Millisecond, 40*time.Millisecond, tt.inFlight
+		began := time.Now()
+		l := start(t, cfg)
+		for range 2 {
+			if _, err := l.Do(context.Background(), 1, modbus.ReadRequest(modbus.Coils, 0, 1)); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	r := d.last().requests()
-	if d := r[0].at.Sub(began); d < cfg.Settle {
-		t.Errorf("first request after %v, want at least %v", d, cfg.Settle)
-	}
-	if d := r[1].at.Sub(r[0].at); d < cfg.Gap {
-		t.Errorf("%v between requests, want at least %v", d, cfg.Gap)
+		r := d.last().requests()
+		if d := r[0].at.Sub(began); d < cfg.Settle {
+			t.Errorf("first request after %v, want at least %v", d, cfg.Settle)
+		}
+		if d := r[1].at.Sub(r[0].at); d < cfg.Gap {
+			t.Errorf("%v between requests, want at least %v", d, cfg.Gap)
+		}
 	}
 }
 
@@ -627,8 +659,29 @@ func TestTrace(t *testing.T) {
 	if _, err := l.Do(context.Background(), 1, modbus.WriteRegisterRequest(0x4142, 0x4344)); err != nil {
 		t.Fatal(err)
 	}
+	l.SetTrace(nil)
+	if _, err := l.Do(context.Background(), 1, modbus.WriteRegisterRequest(1, 2)); err != nil {
+		t.Fatal(err)
+	}
 	if want := ">\x06ABCD<\x06ABCD"; got.String() != want {
 		t.Errorf("trace %q, want %q", got.String(), want)
+	}
+}
+
+// TestDebugLog: at debug level the log has the bytes.
+func TestDebugLog(t *testing.T) {
+	d := listen(t, modbus.FramingRTU, answerRight)
+	var out bytes.Buffer
+	l := New(tcpBus(d.Addr().String(), modbus.FramingRTU), slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug})))
+	stop := run(t, l)
+	if _, err := l.Do(context.Background(), 1, modbus.WriteRegistersRequest(1, []uint16{2})); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	for _, want := range []string{`msg="bytes sent" bytes="01 10 00 01 00 01 02 00 02 26 40"`, `msg="bytes received" bytes="01 10 00 01 00 01 50 09"`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the log lacks %s:\n%s", want, out.String())
+		}
 	}
 }
 

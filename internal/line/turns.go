@@ -45,8 +45,10 @@ const (
 type turns struct {
 	line  *Line
 	pool  sync.Pool     // of *job
-	gap   time.Duration // least silence before a request
-	pause time.Duration
+	gap   time.Duration // least silence before a request where none is asked for
+	floor time.Duration // least silence that may be asked for
+	pause time.Duration // how long the bytes of a frame may stay away
+	quit  time.Duration // how long to wait for silence
 	scan  func(buf []byte, q *question, last bool) scan
 	char  time.Duration // of a serial port, else 0
 
@@ -121,8 +123,8 @@ const (
 func newTurns(l *Line) *turns {
 	t := &turns{
 		line:  l,
-		gap:   max(l.cfg.Gap, 0),
 		pause: pauseRTU,
+		quit:  babble,
 		scan:  scanRTU,
 		units: make(map[modbus.UnitID]*ledger),
 		in:    make([]byte, 0, 2*modbus.MaxASCII),
@@ -131,12 +133,13 @@ func newTurns(l *Line) *turns {
 	t.pool.New = func() any { return &job{done: make(chan struct{}, 1)} }
 	if l.cfg.Kind == config.Serial {
 		t.char = l.cfg.Mode.CharTime()
-		t.gap = max(t.gap, silence(l.cfg.Mode.Baud))
+		t.gap = silence(l.cfg.Mode.Baud)
+		t.floor = t.gap
 	} else {
 		t.pause = pauseFar
 	}
 	if l.cfg.Framing == modbus.FramingASCII {
-		t.scan, t.pause = scanASCII, pauseFar
+		t.scan, t.pause, t.floor = scanASCII, pauseFar, 0
 	}
 	return t
 }
@@ -157,7 +160,10 @@ func (t *turns) do(ctx context.Context, unit modbus.UnitID, req modbus.PDU, time
 		return nil, context.Cause(ctx)
 	}
 	j := t.pool.Get().(*job)
-	j.unit, j.timeout, j.gap = unit, timeout, max(gap, t.gap)
+	if gap < 0 {
+		gap = t.gap
+	}
+	j.unit, j.timeout, j.gap = unit, timeout, max(gap, t.floor)
 	j.req = append(j.req[:0], req...)
 	j.stage, j.resp, j.err = jobWaiting, nil, nil
 	if !t.push(j) {
@@ -345,11 +351,17 @@ func (t *turns) account(b []byte, q *question) (frames int) {
 	}
 	noise := split(b, func(unit modbus.UnitID, pdu modbus.PDU) {
 		frames++
-		switch g := t.units[unit]; {
+		g := t.units[unit]
+		switch {
+		case q != nil && unit != q.unit && (g == nil || g.owes(pdu) < 0):
+			c.wrongUnit.Add(1)
+		case q != nil && unit != q.unit:
+			// Or it is the answer to q with a wrong unit: so it pays nothing.
+			c.late.Add(1)
 		case g != nil && g.pay(pdu, t.last):
 			c.late.Add(1)
-		case q != nil && unit != q.unit:
-			c.wrongUnit.Add(1)
+		case q != nil && g != nil && g.repeated(pdu, t.last):
+			c.repeated.Add(1)
 		default:
 			c.wrongAnswer.Add(1)
 		}
@@ -405,6 +417,9 @@ func (t *turns) answer(j *job) (modbus.PDU, error) {
 		t.line.count.fences.Add(1)
 		if _, err := t.exchange(j, fence, false); !answers(err) {
 			return nil, err
+		}
+		if t.ledger(j.unit).confuses(j.req) {
+			return nil, fmt.Errorf("%w: the unit still owes answers to earlier requests", modbus.ErrNoResponse)
 		}
 	}
 	return t.exchange(j, j.req, true)
@@ -473,7 +488,7 @@ func (t *turns) quiet(gap time.Duration) error {
 	for {
 		until := later(t.last.Add(gap), t.notUntil)
 		if limit.IsZero() {
-			limit = later(until, time.Now()).Add(babble)
+			limit = later(until, time.Now()).Add(t.quit)
 		}
 		// The end of the silence is kept exactly, and not listened into: bytes
 		// that came in it are found at its end, and begin it anew.
@@ -514,7 +529,9 @@ func (t *turns) receive(j *job, req modbus.PDU, sent time.Time) (modbus.PDU, err
 	buf, until := t.in[:0], deadline
 	t.marks = t.marks[:0]
 	early := false
+	var refusal error // that may be the answer to a request given up
 	var s scan
+scanning:
 	for s.heard != heardAnswer {
 		n, err := t.wire.read(buf[len(buf):cap(buf)], until)
 		now := time.Now()
@@ -531,8 +548,15 @@ func (t *turns) receive(j *job, req modbus.PDU, sent time.Time) (modbus.PDU, err
 			buf = buf[:len(buf)+n]
 			t.marks = append(t.marks, mark{len(buf), now})
 			s = t.scan(buf, q, false)
-			if s.heard == heardAnswer && t.tooEarly(s, sent) {
-				early = true
+			for s.heard == heardAnswer {
+				switch {
+				case t.tooEarly(s, sent):
+					early = true
+				case s.err != nil && t.ledger(q.unit).disputed(req):
+					refusal = s.err
+				default:
+					break scanning
+				}
 				t.line.count.late.Add(1)
 				t.line.wireTap('<', buf[:s.end], now)
 				buf = buf[:copy(buf, buf[s.end:])]
@@ -558,10 +582,24 @@ func (t *turns) receive(j *job, req modbus.PDU, sent time.Time) (modbus.PDU, err
 			// No answer but the early one: perhaps this line has no pace.
 			t.pace.off = true
 		}
-		return nil, t.failed(j, q, buf, s, sent)
+		err := t.failed(j, q, buf, s, sent)
+		if refusal != nil && !errors.As(err, new(*lostError)) {
+			return nil, settled(req, refusal)
+		}
+		return nil, err
 	}
 	t.line.wireTap('<', buf[:s.end], t.last)
 	return t.accept(q, buf, s, sent)
+}
+
+// settled returns what the caller of req is told when nothing came but a refusal
+// that may have been meant for a request before: a read has not got its values
+// either way, but a write may have been done.
+func settled(req modbus.PDU, refusal error) error {
+	if req.Function().Writes() {
+		return fmt.Errorf("%w: %w, but perhaps to a request before", modbus.ErrNoResponse, refusal)
+	}
+	return refusal
 }
 
 // tooEarly reports whether the frame that a scan found began before the request
@@ -631,7 +669,7 @@ func (t *turns) accept(q *question, buf []byte, s scan, sent time.Time) (modbus.
 	t.account(front, q)
 	t.stray = append(t.stray[:0], buf[s.end:]...)
 	t.silent = 0
-	t.ledger(q.unit).answered(t.last.Sub(sent))
+	t.ledger(q.unit).answered(q.req, s.err != nil, sent, t.last)
 	c.responses.Add(1)
 	if s.err != nil {
 		c.exceptions.Add(1)
