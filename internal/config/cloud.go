@@ -212,7 +212,7 @@ func whenOf(t *tables) value[When] {
 		key("at_most", func(c *condition) *time.Duration { return &c.atMost }, duration(0, maxWait), "Least time between two messages of one point.").def("0s").aka("min_interval", "throttle"),
 	).value(t, "when")
 	return value[When]{anyOf(schema{{"const", "each"}}, form.schema), func(d *decoder, n *node) (When, bool) {
-		if isPlain(n, "each") {
+		if isWord(n, "each") {
 			return When{Each: true}, true
 		}
 		if n.Kind != yamltree.Map {
@@ -237,7 +237,7 @@ func bad() value[bool] {
 		switch {
 		case n.IsNull() && n.Text == "null":
 			return true, true
-		case isPlain(n, "nothing"):
+		case isWord(n, "nothing"):
 			return false, true
 		case n.IsNull():
 			d.faultf(n, "is empty; write null or nothing")
@@ -303,11 +303,12 @@ func brokerURL(listen bool) value[*url.URL] {
 func parseBrokerURL(s string, listen bool) (*url.URL, error) {
 	name, rest, ok := strings.Cut(s, "://")
 	if !ok {
+		s = hideUser(s)
 		return nil, fmt.Errorf("%s is not a URL; write mqtt://%s or mqtts://%s", quote(s), s, s)
 	}
 	if _, known := schemeOf(name); !known {
 		if is, ok := schemeWords[strings.ToLower(name)]; ok {
-			return nil, fmt.Errorf("the scheme %s is called %s here; write %s://%s", name, is, is, rest)
+			return nil, fmt.Errorf("the scheme %s is called %s here; write %s://%s", name, is, is, hideUser(rest))
 		}
 		return nil, fmt.Errorf("the scheme %s is not known; write mqtt, mqtts, ws or wss", quote(name))
 	}
@@ -320,7 +321,7 @@ func parseBrokerURL(s string, listen bool) (*url.URL, error) {
 		return nil, fmt.Errorf("%s has a user in it; write username: and password: beside it", quote(hideUser(s)))
 	}
 	if u.Fragment != "" || u.RawFragment != "" || strings.HasSuffix(s, "#") || u.RawQuery != "" && !is.socket {
-		return nil, fmt.Errorf("%s has a ? or # in it; remove that", quote(s))
+		return nil, fmt.Errorf("%s has a ? or # in it; remove that", quote(hideUser(s)))
 	}
 	if !is.socket && u.Path != "" && u.Path != "/" {
 		return nil, fmt.Errorf("%s has a path, which only ws:// and wss:// have; write %s://%s", quote(s), u.Scheme, u.Host)
@@ -340,14 +341,18 @@ func parseBrokerURL(s string, listen bool) (*url.URL, error) {
 	return u, nil
 }
 
-// hideUser cuts what stands before an @ out of a URL, because it may be a
-// password.
+// hideUser cuts what stands before an @ out of a URL, with or without scheme,
+// because it may be a password.
 func hideUser(s string) string {
-	scheme, rest, ok := strings.Cut(s, "://")
-	if i := strings.LastIndexByte(rest, '@'); ok && i >= 0 {
-		return scheme + "://***@" + rest[i+1:]
+	i := strings.LastIndexByte(s, '@')
+	if i < 0 {
+		return s
 	}
-	return s
+	scheme := ""
+	if j := strings.Index(s, "://"); j >= 0 && j < i {
+		scheme = s[:j+3]
+	}
+	return scheme + hidden + s[i:]
 }
 
 // loopback reports whether a host is this one.
@@ -371,11 +376,15 @@ func proxyURL() value[string] {
 			d.shapef(n, "%s is not the URL of a proxy; write it like http://proxy.example:3128", quote(hideUser(s)))
 			return "", false
 		}
-		if u, err := url.Parse(s); err != nil || u.Hostname() == "" {
+		u, err := url.Parse(s)
+		if err != nil || u.Hostname() == "" {
 			d.faultf(n, "%s is not the URL of a proxy; write it like http://proxy.example:3128", quote(hideUser(s)))
 			return "", false
 		}
-		return s, ok
+		if _, has := u.User.Password(); has {
+			d.warnf(n, "has a password in it, which stands here for everyone to read; better set HTTPS_PROXY in the service's environment")
+		}
+		return s, true
 	}}
 }
 
@@ -444,9 +453,9 @@ func path() value[string] {
 func tlsVersion() value[uint16] {
 	return value[uint16]{schema{{"enum", []any{1.2, 1.3, "1.2", "1.3"}}}, func(d *decoder, n *node) (uint16, bool) {
 		switch {
-		case isPlain(n, "1.2"):
+		case isWord(n, "1.2"):
 			return tls.VersionTLS12, true
-		case isPlain(n, "1.3"):
+		case isWord(n, "1.3"):
 			return tls.VersionTLS13, true
 		}
 		if _, ok := d.scalar(n, "1.2 or 1.3"); ok {

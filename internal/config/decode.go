@@ -244,7 +244,7 @@ type object[T any] struct {
 	zero   T      // with the defaults
 }
 
-// object describes a map with known keys. zero holds what is to stand where a
+// newObject describes a map with known keys. zero holds what is to stand where a
 // key without a default is not given.
 func newObject[T any](name, doc string, zero T, fields ...field[T]) *object[T] {
 	o := &object[T]{name: name, doc: doc, zero: zero, fields: fields}
@@ -267,7 +267,7 @@ func newObject[T any](name, doc string, zero T, fields ...field[T]) *object[T] {
 	return o
 }
 
-// names returns the known keys, and with others what those might be called.
+// names returns the known keys.
 func (o *object[T]) names() []string {
 	names := make([]string, 0, len(o.fields))
 	for _, f := range o.fields {

@@ -144,9 +144,9 @@ func interval() value[point.Interval] {
 	s := anyOf(schema{{"enum", []string{"once", "never"}}}, pattern(durationPattern), schema{{"const", 0}})
 	return value[point.Interval]{s, func(d *decoder, n *node) (point.Interval, bool) {
 		switch {
-		case isPlain(n, "once"):
+		case isWord(n, "once"):
 			return point.Once, true
-		case isPlain(n, "never"):
+		case isWord(n, "never"):
 			return point.Never, true
 		}
 		v, ok := d.duration(n, 0, 365*24*time.Hour, wantDuration+", or once or never")
@@ -246,7 +246,7 @@ func maxBlock(t *tables) value[blocks] {
 	}}
 }
 
-// span2 is a time from one bound to another: 5s..5m.
+// timeSpan is a time from one bound to another: 5s..5m.
 type timeSpan struct{ from, to time.Duration }
 
 func durations(least, most time.Duration) value[timeSpan] {
@@ -472,11 +472,11 @@ func (d *decoder) rawNumber(k *node) (int64, bool) {
 		d.unknown(k, "", "")
 		return 0, false
 	}
-	if k.Text == "" || coreType(plainCopy(k)) != coreInt {
+	if k.Text == "" || coreType(k.Unquoted()) != coreInt {
 		d.shapef(k, "the key %s is not a raw number; write a whole number, such as 0", quote(k.Text))
 		return 0, false
 	}
-	neg, mag, ok := d.whole(plainAt(k), "a whole number")
+	neg, mag, ok := d.whole(k.Unquoted(), "a whole number")
 	if !ok {
 		return 0, false
 	}
@@ -489,9 +489,6 @@ func (d *decoder) rawNumber(k *node) (int64, bool) {
 	}
 	return int64(mag), true
 }
-
-// plainAt returns a node as if it had no quotes, at the same place.
-func plainAt(n *node) *node { return n.Unquoted() }
 
 // raw is a raw value as it is written: with a sign it is a number of the
 // point's type, without one it is that or its bit pattern.
@@ -529,7 +526,7 @@ func rate() value[time.Duration] {
 			per = "1" + per
 		}
 		span, ok2 := parseDuration(per)
-		if !ok || !ok2 || err != nil || count[0] == '0' || times == 0 || !pattern1(per) {
+		if !ok || !ok2 || err != nil || count[0] == '0' || times == 0 || !oneUnit(per) {
 			d.shapef(n, "%s is not a rate; write %s", quote(s), want)
 			return 0, false
 		}
@@ -541,9 +538,9 @@ func rate() value[time.Duration] {
 	}}
 }
 
-// pattern1 reports whether a duration is one number and one unit, not smaller
+// oneUnit reports whether a duration is one number and one unit, not smaller
 // than a millisecond.
-func pattern1(s string) bool {
+func oneUnit(s string) bool {
 	_, unit := span(s)
 	return slices.Contains([]string{"ms", "s", "m", "h", "d"}, unit)
 }
@@ -570,7 +567,7 @@ func budget() value[int] {
 func writeFunction() value[modbus.FunctionCode] {
 	codes := []int{5, 6, 15, 16}
 	return value[modbus.FunctionCode]{schema{{"enum", []any{"auto", 5, 6, 15, 16}}}, func(d *decoder, n *node) (modbus.FunctionCode, bool) {
-		if isPlain(n, "auto") {
+		if isWord(n, "auto") {
 			return 0, true
 		}
 		neg, v, ok := d.whole(n, "auto, 5, 6, 15 or 16")
@@ -612,7 +609,7 @@ func anyValue() value[point.Value] {
 	}}
 }
 
-// readDecimal is decimal for a setting that may be absent.
+// optionalDecimal is decimal for a setting that may be absent.
 func optionalDecimal() value[*point.Decimal] {
 	v := decimal()
 	return value[*point.Decimal]{v.schema, func(d *decoder, n *node) (*point.Decimal, bool) {

@@ -13,7 +13,8 @@ import (
 
 // This file is the description of the configuration: every key, with its form,
 // its default and what it is for. Decoding, suggestions and the JSON Schema
-// all follow it. What the sections have to do with each other is in resolve.go.
+// all follow it. What the sections have to do with each other is in resolve.go,
+// devices.go and brokers.go.
 
 // tables is the whole description.
 type tables struct {
@@ -168,7 +169,7 @@ func newTables() *tables {
 		key("site", func(c *rawConfig) *rawSite { return &c.site }, site, "This gateway: id and tags.").def("{}"),
 		key("buses", func(c *rawConfig) *[]named[rawBus] { return &c.buses }, names(bus, "buses"), "Serial lines and connections, by name.").aka("bus", "lines", "ports", "connections", "channels"),
 		key("devices", func(c *rawConfig) *[]named[rawDevice] { return &c.devices }, devices(device), "Devices on those buses, by name.").aka("slaves", "nodes", "units"),
-		key("publish", func(c *rawConfig) *[]rawRule { return &c.publish }, list(rule, "rules"), "How points become messages. Default: one rule for every point, each on its own topic {site}/{device}/{point}, as JSON, on change and at least every 5 minutes.").def("[{}]").aka("rules", "topics", "mqtt"),
+		key("publish", func(c *rawConfig) *[]rawRule { return &c.publish }, list(rule, "rules"), "How points become messages. Default: one rule for every point, each on its own topic {site}/{device}/{point}, as JSON, on change and at least every 5 minutes.").def("[{}]").aka("rules", "topics"),
 		key("uplinks", func(c *rawConfig) *[]named[rawUplink] { return &c.uplinks }, names(uplink, "uplinks"), "Upstream MQTT brokers, by name.").aka("brokers", "cloud", "upstreams", "uplink", "mqtt"),
 		key("broker", func(c *rawConfig) **rawBroker { return &c.broker }, broker, "The embedded MQTT broker. Default: none.").aka("local"),
 		key("status", func(c *rawConfig) *Status { return &c.status }, status, "What the gateway says of itself.").def("{}"),

@@ -39,8 +39,8 @@ func (d *decoder) text(n *node, what string) (string, bool) {
 		d.shapef(n, "is empty; write %s, or remove the key", what)
 		return "", false
 	}
-	if i := strings.IndexFunc(s, func(r rune) bool { return unicode.IsControl(r) }); i >= 0 {
-		d.faultf(n, "%s has a control character; remove it", quote(s))
+	if strings.IndexFunc(s, unicode.IsControl) >= 0 {
+		d.faultf(n, "there is a control character in it; remove that") // not shown: there may be a password in it
 		return "", false
 	}
 	return d.keep(s), true
@@ -113,7 +113,7 @@ func (d *decoder) whole(n *node, want string) (neg bool, mag uint64, ok bool) {
 		return false, 0, false
 	}
 	if n.Style() != yamltree.Plain {
-		if is := coreType(plainCopy(n)); is == coreInt {
+		if is := coreType(n.Unquoted()); is == coreInt {
 			d.shapef(n, "the quotes make it text; write %s without them", s)
 		} else {
 			d.shapef(n, "%s is not %s; write that", quote(s), want)
@@ -140,7 +140,7 @@ func (d *decoder) whole(n *node, want string) (neg bool, mag uint64, ok bool) {
 		d.shapef(n, "%s is not a whole number; write %s", s, want)
 		return false, 0, false
 	case coreType(n) != coreInt:
-		if under := strings.ReplaceAll(s, "_", ""); under != s && under != "" && coreType(plainText(under)) == coreInt {
+		if under := strings.ReplaceAll(s, "_", ""); under != s && under != "" && coreType(&node{Text: under}) == coreInt {
 			d.shapef(n, "%s has _ in it, which YAML 1.2 does not know; write %s", s, under)
 		} else {
 			d.shapef(n, "%s is not %s; write that", quote(s), want)
@@ -155,10 +155,8 @@ func (d *decoder) whole(n *node, want string) (neg bool, mag uint64, ok bool) {
 	return neg, mag, true
 }
 
-// plainText returns a plain scalar; plainCopy one with the text of another.
-func plainText(s string) *node       { return &node{Text: s} }
-func plainCopy(n *node) *node        { return plainText(n.Text) }
-func isPlain(n *node, s string) bool { return n.Kind == yamltree.Scalar && n.Text == s }
+// isWord reports whether a scalar is a word, in quotes or not.
+func isWord(n *node, s string) bool { return n.Kind == yamltree.Scalar && n.Text == s }
 
 // decimal is a number, kept as it is written.
 func decimal() value[point.Decimal] {
@@ -172,7 +170,7 @@ func (d *decoder) decimal(n *node, want string) (point.Decimal, bool) {
 	if !ok {
 		return point.Decimal{}, false
 	}
-	is := coreType(plainCopy(n))
+	is := coreType(n.Unquoted())
 	switch {
 	case is != coreInt && is != coreFloat && strings.Contains(s, ","):
 		d.shapef(n, "%s is not a number; write a point, not a comma: %s", quote(s), strings.Replace(s, ",", ".", 1))
@@ -410,7 +408,7 @@ func same(words ...string) []word[string] {
 // or is a word in place of another form of value.
 func or[V any](w string, is V, v value[V]) value[V] {
 	return value[V]{anyOf(schema{{"const", w}}, v.schema), func(d *decoder, n *node) (V, bool) {
-		if isPlain(n, w) {
+		if isWord(n, w) {
 			return is, true
 		}
 		return v.read(d, n)
