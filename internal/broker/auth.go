@@ -77,7 +77,7 @@ func parseHash(s string) (*passwordHash, error) {
 	}
 	h := &passwordHash{}
 	if _, err := fmt.Sscanf(parts[3], "m=%d,t=%d,p=%d", &h.memory, &h.time, &h.threads); err != nil {
-		return nil, fmt.Errorf("argon2 settings %q, want m=...,t=...,p=...", parts[3])
+		return nil, fmt.Errorf("argon2 settings %q, want m=N,t=N,p=N", parts[3])
 	}
 	switch {
 	case h.memory > maxArgonMemory:

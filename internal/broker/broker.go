@@ -39,7 +39,7 @@ const (
 	tick = time.Second
 	// closeTimeout is how long the clients have to leave when Run ends.
 	closeTimeout = 4 * time.Second
-	// sysInterval is how often the $SYS topics are published, in seconds.
+	// sysInterval is how often the $SYS topics are published, in ticks.
 	sysInterval = 30
 	// writesPending is how many messages may be on their way from a publisher
 	// to a connection's buffer.
@@ -69,6 +69,7 @@ type Broker struct {
 	unsaved   unsaved
 	store     *store // nil: nothing is kept
 
+	started time.Time
 	running chan struct{} // closed by Run: clients are let in
 	closed  atomic.Bool
 	closing sync.Once
@@ -81,7 +82,7 @@ type Broker struct {
 	probed   atomic.Bool   // the probe's message has come
 
 	mu   sync.Mutex
-	live map[string]*guard // connected clients by id
+	live map[string]*guard // connected clients by id; nil: the session is being ended
 }
 
 // receiver is one Subscribe.
@@ -151,6 +152,7 @@ func listen(cfg config.Broker, dir string, log *slog.Logger, times times) (*Brok
 	cfg.SessionExpiry = min(max(cfg.SessionExpiry, 0), math.MaxUint32*time.Second)
 	b := &Broker{
 		cfg: cfg, log: log, times: times,
+		started: time.Now(),
 		running: make(chan struct{}),
 		probing: make(chan struct{}, 1),
 		live:    make(map[string]*guard),
@@ -182,15 +184,14 @@ func (b *Broker) serve() error {
 	caps.MaximumClients = math.MaxInt64 // claim counts them
 	caps.MaximumPacketSize = uint32(b.cfg.MaxPacket)
 	caps.MaximumClientWritesPending = writesPending
-	caps.MaximumMessageExpiryInterval = 0 // else retained messages go after a day
-	caps.MaximumSessionExpiryInterval = uint32(b.cfg.SessionExpiry / time.Second)
+	caps.MaximumMessageExpiryInterval = 0                                         // else retained messages go after a day
+	caps.MaximumSessionExpiryInterval = uint32(b.cfg.SessionExpiry / time.Second) // what CONNACK says
 	caps.MaximumInflight = maxInflightCount
 	caps.TopicAliasMaximum = 0 // the ACL is asked before an alias is resolved
 	caps.Compatibilities.NoInheritedPropertiesOnAck = true
 	b.server = mochi.New(&mochi.Options{
-		Capabilities:           caps,
-		InlineClient:           true,
-		SysTopicResendInterval: sysInterval,
+		Capabilities: caps,
+		InlineClient: true,
 		// The guard gathers what is written; the library would hold packets
 		// back while the next one waits for its place in the flow.
 		ClientNetWriteBufferSize: 1,
@@ -205,13 +206,17 @@ func (b *Broker) serve() error {
 			return fmt.Errorf("listen %s: %w", l.url(), err)
 		}
 	}
-	if err := b.server.Serve(); err != nil {
+	b.load()
+	if err := b.server.Subscribe(probeTopic, probeID, func(*mochi.Client, packets.Subscription, packets.Packet) {
+		b.probed.Store(true)
+	}); err != nil {
 		return err
 	}
-	b.loaded()
-	return b.server.Subscribe(probeTopic, probeID, func(*mochi.Client, packets.Subscription, packets.Packet) {
-		b.probed.Store(true)
-	})
+	b.pulse(time.Now(), true)
+	// Not Serve: it starts a loop that copies every retained message and every
+	// message that waits once a second. pulse does what the loop is for.
+	b.server.Listeners.ServeAll(b.server.EstablishConnection)
+	return nil
 }
 
 // Addrs returns the addresses the broker listens on, in the order of the
@@ -232,12 +237,13 @@ func (b *Broker) Run(ctx context.Context) error {
 	close(b.running)
 	t := time.NewTicker(tick)
 	defer t.Stop()
-	for {
+	for n := 0; ; {
 		select {
 		case <-ctx.Done():
 			return b.Close()
 		case now := <-t.C:
-			b.checkLive()
+			n++
+			b.pulse(now, n%sysInterval == 0)
 			b.save(now, false)
 		}
 	}
@@ -254,16 +260,40 @@ func (b *Broker) enter() bool {
 	return true
 }
 
-// checkLive ends connections that the library has lost sight of, so that their
-// clients come back: it deletes an expired session by its id, also when the
-// client has just returned.
-func (b *Broker) checkLive() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for id, g := range b.live {
-		cl := g.client.Load()
-		if now, ok := b.server.Clients.Get(id); g.in.Load() && cl.StopTime() == 0 && (!ok || now != cl) {
-			g.kill(errors.New("the session is lost"))
+// pulse is one tick: what has expired goes, wills that are due are published;
+// seldom also says how the broker is on the $SYS topics.
+func (b *Broker) pulse(now time.Time, seldom bool) {
+	for _, id := range b.tracks.expired(now, b.cfg.SessionExpiry) {
+		b.endAway(id)
+	}
+	for _, w := range b.tracks.wills(now, false) {
+		b.publishWill(&w.Will)
+	}
+	b.dropRetained(now)
+	if !seldom {
+		return
+	}
+	for _, cl := range b.server.Clients.GetAll() {
+		cl.ClearExpiredInflights(now.Unix(), 0)
+	}
+	st := b.Stats()
+	for _, v := range []struct {
+		topic string
+		value any
+	}{
+		{"version", "mochi " + mochi.Version},
+		{"uptime", int64(now.Sub(b.started) / time.Second)},
+		{"clients/connected", st.Clients},
+		{"clients/total", st.Sessions},
+		{"subscriptions/count", st.Subscriptions},
+		{"messages/received", st.In},
+		{"messages/sent", st.Out},
+		{"messages/dropped", st.Dropped},
+		{"load/bytes/received", st.BytesIn},
+		{"load/bytes/sent", st.BytesOut},
+	} {
+		if err := b.server.Publish("$SYS/broker/"+v.topic, fmt.Append(nil, v.value), true, 0); err != nil {
+			b.log.Error("$SYS not published", "topic", v.topic, "err", err)
 		}
 	}
 }
@@ -292,6 +322,9 @@ func (b *Broker) Close() (err error) {
 			case <-time.After(time.Second):
 				err = errors.New("clients do not let go")
 			}
+		}
+		for _, w := range b.tracks.wills(time.Now(), true) {
+			b.publishWill(&w.Will)
 		}
 		b.save(time.Now(), true)
 		err = errors.Join(err, b.store.close())
@@ -332,13 +365,13 @@ func (b *Broker) pace() {
 	var behind []*guard
 	b.mu.Lock()
 	for _, g := range b.live {
-		if g.pending() > highPending {
+		if g != nil && g.pending() > highPending {
 			behind = append(behind, g)
 		}
 	}
 	b.mu.Unlock()
 	for _, g := range behind {
-		g.catchUp()
+		g.catchUp(false)
 	}
 }
 

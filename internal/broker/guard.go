@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -33,12 +32,15 @@ func usualTimes() times {
 // writeChunk is what a client must take within times.write, in bytes.
 const writeChunk = 16 << 10
 
-// What may wait to be written, in bytes: for one connection, and for one while
-// all of them together hold more than totalBacklog.
+// What may wait to be written, in bytes. From fullBacklog for one connection,
+// or fairBacklog while all together hold more than totalBacklog, its client's
+// packets are left unread and the messages to it wait in the library's queue,
+// which drops what is too much. maxBacklog is for what comes all the same.
 const (
-	maxBacklog   = 4 << 20
-	fairBacklog  = 256 << 10
+	fullBacklog  = 1 << 20
+	fairBacklog  = 128 << 10
 	totalBacklog = 32 << 20
+	maxBacklog   = 4 << 20
 )
 
 var (
@@ -101,8 +103,7 @@ func (w *wire) SetWriteDeadline(t time.Time) error {
 // never waits: it queues, and a goroutine of the guard writes. So neither a
 // publisher, nor our own publish, nor a takeover waits for a client that does
 // not read - the library writes while it holds the lock that every publish to
-// that client needs. A client whose queue is full, or who takes nothing for
-// times.write, is cut off.
+// that client needs. A client who takes nothing for times.write is cut off.
 type guard struct {
 	wire   *wire
 	stream io.ReadWriteCloser // TCP, TLS or WebSocket
@@ -114,8 +115,9 @@ type guard struct {
 
 	client  atomic.Pointer[mochi.Client] // set when its CONNECT was accepted
 	account *account                     // set before that
-	in      atomic.Bool                  // the session is established
 	flow    flow
+
+	willDelay time.Duration
 
 	// The reading goroutine's own.
 	subID     uint16 // of the SUBSCRIBE or UNSUBSCRIBE under way
@@ -128,7 +130,10 @@ type guard struct {
 	// it has encoded since; what it dropped in between makes the first too high.
 	offered, encoded atomic.Int64
 
+	held atomic.Bool // a goroutine of the client is in makeRoom
+
 	mu     sync.Mutex
+	room   *sync.Cond // queue has become shorter, or the guard is closed
 	queue  []byte
 	closed bool // Close was called, or the wire is dead
 	cause  error
@@ -138,10 +143,12 @@ type guard struct {
 func newGuard(w *wire, stream io.ReadWriteCloser, total *atomic.Int64) *guard {
 	w.guarded.Store(true)
 	_ = w.Conn.SetDeadline(w.accepted.Add(w.times.connect))
-	return &guard{
+	g := &guard{
 		wire: w, stream: stream, total: total,
 		wake: make(chan struct{}, 1), done: make(chan struct{}), dead: make(chan struct{}),
 	}
+	g.room = sync.NewCond(&g.mu)
+	return g
 }
 
 func (g *guard) Read(p []byte) (int, error) { return g.stream.Read(p) }
@@ -153,16 +160,32 @@ func (g *guard) Write(p []byte) (int, error) {
 	if g.closed {
 		return 0, net.ErrClosed
 	}
-	n := len(g.queue) + len(p)
-	total := g.total.Add(int64(len(p)))
-	if n > maxBacklog || n > fairBacklog && total > totalBacklog {
-		g.total.Add(-int64(len(p)))
+	if len(g.queue) > maxBacklog {
 		g.cut(errSlow)
 		return 0, errSlow
 	}
+	g.total.Add(int64(len(p)))
 	g.queue = append(g.queue, p...)
 	g.wakeUp()
 	return len(p), nil
+}
+
+// full reports whether too much waits to be written. g.mu is held.
+func (g *guard) full() bool {
+	n := len(g.queue)
+	return n > fullBacklog || n > fairBacklog && g.total.Load() > totalBacklog
+}
+
+// makeRoom waits while too much is to be written, until the client has taken
+// some or is cut off. It is for the goroutines of this client only.
+func (g *guard) makeRoom() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for g.full() && !g.closed {
+		g.held.Store(true)
+		g.room.Wait()
+	}
+	g.held.Store(false)
 }
 
 func (g *guard) wakeUp() {
@@ -170,13 +193,6 @@ func (g *guard) wakeUp() {
 	case g.wake <- struct{}{}:
 	default:
 	}
-}
-
-// backlog returns how many bytes wait to be written.
-func (g *guard) backlog() int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return len(g.queue)
 }
 
 // Close ends the connection: nothing more is read or taken, and what is queued
@@ -192,6 +208,7 @@ func (g *guard) Close() error {
 	_ = g.wire.Conn.SetReadDeadline(now)
 	_ = g.wire.Conn.SetWriteDeadline(now.Add(g.wire.times.goodbye))
 	g.wakeUp()
+	g.room.Broadcast()
 	return nil
 }
 
@@ -211,6 +228,7 @@ func (g *guard) cut(cause error) {
 	g.once.Do(func() { close(g.dead) })
 	_ = g.wire.Close() // the wire itself: TLS would wait to say goodbye
 	g.wakeUp()
+	g.room.Broadcast()
 }
 
 // reason returns why we ended the connection, nil if we did not.
@@ -227,6 +245,7 @@ func (g *guard) write() {
 	for {
 		g.mu.Lock()
 		buf, g.queue = g.queue, buf[:0]
+		g.room.Broadcast()
 		closed, cut := g.closed, g.cause != nil
 		g.mu.Unlock()
 		if cut {
@@ -245,7 +264,8 @@ func (g *guard) write() {
 		err := g.flush(buf)
 		g.total.Add(-int64(len(buf)))
 		if err != nil {
-			if errors.Is(err, os.ErrDeadlineExceeded) {
+			var ne net.Error
+			if errors.As(err, &ne) && ne.Timeout() {
 				err = fmt.Errorf("%w: %w", errSlow, err)
 			}
 			g.kill(err)
@@ -284,16 +304,29 @@ const (
 func (g *guard) pending() int64 { return g.offered.Load() - g.encoded.Load() }
 
 // catchUp gives the library's encoder for this client its turn, until it has
-// few messages left. It waits for the processor only: the encoder writes to
-// the guard, which never waits. When it stands still all the same, because the
-// client withholds acknowledgements, nobody waits for it.
-func (g *guard) catchUp() {
+// few messages left. It waits for the processor only: when the client holds the
+// encoder up, by acknowledgements that do not come or by not reading, nobody
+// else waits for that. own says that the caller is the client's own reader,
+// which waits for the latter.
+func (g *guard) catchUp(own bool) {
 	const patience = 100 // times 50 µs
 	last := g.encoded.Load()
 	for still := 0; g.offered.Load()-last > lowPending && !g.flow.full(); {
-		if still < 10 {
+		held := g.held.Load()
+		select {
+		case <-g.dead:
+			return
+		default:
+		}
+		switch {
+		case held && !own:
+			return
+		case held:
+			time.Sleep(time.Millisecond)
+			still = 0
+		case still < 10:
 			runtime.Gosched()
-		} else {
+		default:
 			time.Sleep(50 * time.Microsecond)
 		}
 		now := g.encoded.Load()

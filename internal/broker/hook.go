@@ -24,9 +24,6 @@ const (
 	// maxKeepalive is the longest that the library counts without overflow, in
 	// seconds; minKeepalive the shortest that is held against a client.
 	maxKeepalive, minKeepalive = 43690, 5
-	// retainedAhead is how many bytes of retained messages a new subscription
-	// gets before the client must have taken some.
-	retainedAhead = 1 << 20
 )
 
 // refusedTopic stands for a topic that nobody may publish on: the library
@@ -48,9 +45,8 @@ func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnACLCheck, mochi.OnSessionEstablished, mochi.OnDisconnect,
 		mochi.OnPacketRead, mochi.OnPacketEncode, mochi.OnSubscribe, mochi.OnSubscribed, mochi.OnUnsubscribed,
-		mochi.OnPublish, mochi.OnPublished, mochi.OnPublishDropped, mochi.OnRetainPublished, mochi.OnRetainMessage, mochi.OnRetainedExpired,
-		mochi.OnQosPublish, mochi.OnQosComplete, mochi.OnQosDropped, mochi.OnWillSent, mochi.OnClientExpired,
-		mochi.StoredClients, mochi.StoredSubscriptions, mochi.StoredInflightMessages, mochi.StoredRetainedMessages:
+		mochi.OnPublish, mochi.OnPublished, mochi.OnPublishDropped, mochi.OnRetainPublished, mochi.OnRetainMessage,
+		mochi.OnQosPublish, mochi.OnQosComplete, mochi.OnQosDropped, mochi.OnWill, mochi.OnWillSent:
 		return true
 	}
 	return false
@@ -154,13 +150,17 @@ func (b *Broker) claim(g *guard, cl *mochi.Client) (no refusal) {
 	g.client.Store(cl)
 	for {
 		b.mu.Lock()
-		old := b.live[cl.ID]
+		old, taken := b.live[cl.ID]
 		switch {
-		case old == nil && len(b.live) >= b.cfg.MaxClients:
+		case taken && old == nil: // its session is being ended this moment
+			b.mu.Unlock()
+			time.Sleep(time.Millisecond)
+			continue
+		case !taken && len(b.live) >= b.cfg.MaxClients:
 			b.mu.Unlock()
 			g.client.Store(nil)
 			return refusal{packets.ErrServerBusy, fmt.Sprintf("%d clients are connected", b.cfg.MaxClients)}
-		case old == nil:
+		case !taken:
 			b.live[cl.ID] = g
 			b.mu.Unlock()
 			b.wires.settle(g.wire)
@@ -264,9 +264,10 @@ func readConnect(g *guard, pk *packets.Packet) {
 	// With a Receive Maximum it can lock itself up: flow does that part.
 	g.flow.setWindow(int(p.ReceiveMaximum))
 	p.ReceiveMaximum = 0
-	// A will waits no longer than its session (MQTT 5, 3.1.3.2.2).
+	// The library forgets to retain a will that waits: tracks do that part.
 	w := &pk.Connect.WillProperties
-	w.WillDelayInterval = min(w.WillDelayInterval, p.SessionExpiryInterval)
+	g.willDelay = time.Duration(min(w.WillDelayInterval, p.SessionExpiryInterval)) * time.Second
+	w.WillDelayInterval = 0
 	if len(pk.Connect.Password) == 0 {
 		pk.Connect.PasswordFlag = false // an empty password is one (clause 3.1.3.5)
 	}
@@ -301,7 +302,11 @@ func (h *hook) OnPacketEncode(cl *mochi.Client, pk packets.Packet) packets.Packe
 		pk.Properties.MaximumPacketSize = uint32(h.b.cfg.MaxPacket)
 	case packets.Suback, packets.Unsuback:
 		pk.PacketID = g.subID
+		g.makeRoom()
+	case packets.Puback, packets.Pubrec, packets.Pubrel, packets.Pubcomp, packets.Pingresp:
+		g.makeRoom()
 	case packets.Publish:
+		g.makeRoom()
 		g.encoded.Add(1)
 		if pk.FixedHeader.Qos > 0 {
 			// What is sent again is written by the client's own reader, which
@@ -368,6 +373,15 @@ func (h *hook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, e
 	return pk, nil
 }
 
+// OnWill puts off a will that is to wait. The library then publishes nothing,
+// on no topic.
+func (h *hook) OnWill(cl *mochi.Client, w mochi.Will) (mochi.Will, error) {
+	if g := guardOf(cl); g != nil && h.b.tracks.delay(cl, w, g.willDelay) {
+		return mochi.Will{}, nil
+	}
+	return w, nil
+}
+
 // OnWillSent hands out a will, which does not come by OnPublish.
 func (h *hook) OnWillSent(_ *mochi.Client, pk packets.Packet) { h.b.handOut(&pk) }
 
@@ -408,20 +422,12 @@ func (h *hook) OnRetainPublished(cl *mochi.Client, _ packets.Packet) {
 		return
 	}
 	if g.pending() > highPending {
-		g.catchUp()
-	}
-	for g.backlog() > retainedAhead {
-		select {
-		case <-g.dead:
-			return
-		case <-time.After(time.Millisecond):
-		}
+		g.catchUp(true)
 	}
 }
 
 // OnSessionEstablished notes that a client is in.
 func (h *hook) OnSessionEstablished(cl *mochi.Client, _ packets.Packet) {
-	guardOf(cl).in.Store(true)
 	h.b.count.connects.Add(1)
 	h.b.log.Debug("client connected", "client", cl.ID, "user", string(cl.Properties.Username), "remote", cl.Net.Remote,
 		"listener", cl.Net.Listener, "version", cl.Properties.ProtocolVersion)
@@ -435,16 +441,6 @@ func (h *hook) OnDisconnect(cl *mochi.Client, err error, expire bool) {
 	}
 	g.parted = true
 	h.b.tracks.parted(cl, expire)
-}
-
-// OnClientExpired clears up after a session that has ended; the library would
-// keep its subscriptions and messages for ever.
-func (h *hook) OnClientExpired(cl *mochi.Client) { h.b.forget(cl) }
-
-func (b *Broker) forget(cl *mochi.Client) {
-	b.server.UnsubscribeClient(cl)
-	cl.ClearInflights()
-	b.tracks.parted(cl, true)
 }
 
 // ended is called once for each connection, when it is over and the library is
@@ -463,7 +459,7 @@ func (b *Broker) ended(g *guard, err error) {
 		return
 	}
 	if !g.parted { // a panic, or it went before its CONNACK
-		b.clearUp(cl)
+		b.clearUp(cl, g)
 	}
 	b.mu.Lock()
 	if b.live[cl.ID] == g {
@@ -496,19 +492,20 @@ func malformed(err error) bool {
 
 // clearUp is what the library does when a client disconnects, for one that it
 // could not finish with.
-func (b *Broker) clearUp(cl *mochi.Client) {
+func (b *Broker) clearUp(cl *mochi.Client, g *guard) {
 	cl.Stop(errPanic)
 	if w := &cl.Properties.Will; w.Flag == 1 {
 		w.Flag = 0
-		_ = b.server.Publish(w.TopicName, w.Payload, w.Retain, w.Qos)
+		if !b.tracks.delay(cl, *w, g.willDelay) {
+			b.publishWill(w)
+		}
 	}
 	v5 := cl.Properties.ProtocolVersion == 5
-	expire := v5 && cl.Properties.Props.SessionExpiryInterval == 0 || !v5 && cl.Properties.Clean
-	b.tracks.parted(cl, expire)
-	if now, ok := b.server.Clients.Get(cl.ID); expire && ok && now == cl {
-		b.forget(cl)
-		b.server.Clients.Delete(cl.ID)
+	if v5 && cl.Properties.Props.SessionExpiryInterval == 0 || !v5 && cl.Properties.Clean {
+		b.end(cl)
+		return
 	}
+	b.tracks.parted(cl, false)
 }
 
 // logRefused logs a connection that came to nothing. One that only looked

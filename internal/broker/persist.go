@@ -2,6 +2,7 @@ package broker
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"hash/crc32"
 	"strings"
 	"sync"
@@ -21,8 +22,9 @@ const ownSave = 5 * time.Minute
 // unsaved is the topics whose retained message may differ from what is stored,
 // and when each must be saved. Its zero value is empty.
 type unsaved struct {
-	mu  sync.Mutex
-	due map[string]time.Time
+	mu     sync.Mutex
+	due    map[string]time.Time
+	expiry map[string]int64 // topics of messages that expire: when, Unix seconds
 
 	stored map[string]uint32 // the saver's own: checksums of what is on disk
 }
@@ -53,9 +55,35 @@ func (u *unsaved) take(now time.Time, all bool) (topics []string) {
 	return topics
 }
 
+// expires notes that the message retained on topic expires.
+func (u *unsaved) expires(topic string, at int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.expiry == nil {
+		u.expiry = make(map[string]int64)
+	}
+	u.expiry[strings.Clone(topic)] = at
+}
+
+// expired returns the topics whose message expires by now, and forgets them.
+func (u *unsaved) expired(now int64) (topics []string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for topic, at := range u.expiry {
+		if at <= now {
+			topics = append(topics, topic)
+			delete(u.expiry, topic)
+		}
+	}
+	return topics
+}
+
 // OnRetainMessage notes a topic to be saved.
 func (h *hook) OnRetainMessage(cl *mochi.Client, pk packets.Packet, _ int64) {
-	if h.b.store == nil || strings.HasPrefix(pk.TopicName, "$") || len(pk.TopicName) > maxKey {
+	if pk.Expiry > 0 {
+		h.b.unsaved.expires(pk.TopicName, pk.Expiry)
+	}
+	if h.b.store == nil || !savable(pk.TopicName) {
 		return
 	}
 	due := time.Now()
@@ -65,10 +93,20 @@ func (h *hook) OnRetainMessage(cl *mochi.Client, pk packets.Packet, _ int64) {
 	h.b.unsaved.add(pk.TopicName, due)
 }
 
-// OnRetainedExpired notes a topic to be deleted.
-func (h *hook) OnRetainedExpired(topic string) {
-	if h.b.store != nil {
-		h.b.unsaved.add(topic, time.Now())
+// savable reports whether what is retained on topic belongs on disk.
+func savable(topic string) bool { return !strings.HasPrefix(topic, "$") && len(topic) <= maxKey }
+
+// dropRetained deletes the retained messages that have expired.
+func (b *Broker) dropRetained(now time.Time) {
+	for _, topic := range b.unsaved.expired(now.Unix()) {
+		pk, ok := b.server.Topics.Retained.Get(topic)
+		if !ok || pk.Expiry == 0 || pk.Expiry > now.Unix() {
+			continue // replaced by another
+		}
+		b.server.Topics.RetainMessage(packets.Packet{TopicName: topic})
+		if b.store != nil && savable(topic) {
+			b.unsaved.add(topic, now)
+		}
 	}
 }
 
@@ -104,7 +142,7 @@ func (b *Broker) save(now time.Time, all bool) {
 func (b *Broker) forgetStored(now time.Time) {
 	b.unsaved.stored = make(map[string]uint32)
 	for topic := range b.server.Topics.Retained.GetAll() {
-		if !strings.HasPrefix(topic, "$") && len(topic) <= maxKey {
+		if savable(topic) {
 			b.unsaved.add(topic, now)
 		}
 	}
@@ -161,7 +199,7 @@ func (ts *tracks) changes(server *mochi.Server, c change) map[string]map[place]u
 			want[at] = sum
 		}
 		if cl, ok := server.Clients.Get(id); ok && t.kept {
-			put(clientBucket, id, clientRecord(&t.client))
+			put(clientBucket, id, t.record())
 			for filter, sub := range cl.State.Subscriptions.GetAll() {
 				put(subBucket, id+"\x00"+filter, subRecord(id, &sub))
 			}
@@ -217,16 +255,26 @@ func inflightKey(id string, packet uint16) string {
 	return string(binary.BigEndian.AppendUint16([]byte(id+"\x00"), packet))
 }
 
-func clientRecord(c *storage.Client) []byte {
-	record, _ := c.MarshalBinary() // plain strings and numbers: cannot fail
+// savedClient is the record of a session.
+type savedClient struct {
+	storage.Client
+	Gone int64 `json:"gone,omitempty"` // when the client left, Unix seconds; 0: it was there
+}
+
+func (t *track) record() []byte {
+	c := savedClient{Client: t.client}
+	if !t.here {
+		c.Gone = t.gone.Unix()
+	}
+	record, _ := json.Marshal(c) // plain strings and numbers: cannot fail
 	return record
 }
 
 func subRecord(id string, sub *packets.Subscription) []byte {
-	record, _ := storage.Subscription{
+	record, _ := json.Marshal(storage.Subscription{
 		T: storage.SubscriptionKey, Client: id, Filter: sub.Filter, Identifier: sub.Identifier, Qos: sub.Qos,
 		RetainHandling: sub.RetainHandling, RetainAsPublished: sub.RetainAsPublished, NoLocal: sub.NoLocal,
-	}.MarshalBinary()
+	})
 	return record
 }
 
@@ -250,25 +298,25 @@ func messageRecord(pk *packets.Packet, id string, seq int64) []byte {
 	if id != "" {
 		m.T, m.Created = storage.InflightKey, seq
 	}
-	record, _ := m.MarshalBinary()
+	record, _ := json.Marshal(m)
 	return record
 }
 
-// StoredClients returns the sessions on disk whose users still exist.
-func (h *hook) StoredClients() ([]storage.Client, error) {
-	ts := &h.b.tracks
-	var list []storage.Client
-	for id, record := range h.b.store.take(clientBucket) {
-		t := ts.open(id)
-		t.hold(clientBucket, id, record)
-		var c storage.Client
-		if c.UnmarshalBinary(record) != nil || c.ID != id || !outlives(&c) || h.b.auth.account(string(c.Username)) == nil {
-			continue // deleted with the next save
-		}
-		t.client, t.kept = c, true
-		list = append(list, c)
+// load fills the server with what is on disk and still good.
+func (b *Broker) load() {
+	b.unsaved.stored = make(map[string]uint32)
+	if b.store == nil {
+		return
 	}
-	return list, nil
+	b.tracks.mu.Lock()
+	sessions := b.loadClients()
+	b.loadSubscriptions()
+	b.loadInflight()
+	b.tracks.mu.Unlock()
+	retained := b.loadRetained()
+	if sessions+retained > 0 {
+		b.log.Info("sessions and retained messages loaded", "sessions", sessions, "retained", retained)
+	}
 }
 
 // hold notes that a record is on disk. What is not wanted any more is deleted
@@ -281,86 +329,106 @@ func (t *track) hold(bucket, key string, record []byte) {
 	t.dirty = true
 }
 
-// StoredSubscriptions returns those on disk that the access lists still allow.
-func (h *hook) StoredSubscriptions() ([]storage.Subscription, error) {
-	var list []storage.Subscription
-	for key, record := range h.b.store.take(subBucket) {
-		id, filter, _ := strings.Cut(key, "\x00")
-		t := h.b.tracks.open(id)
-		t.hold(subBucket, key, record)
-		var sub storage.Subscription
-		if !t.kept || sub.UnmarshalBinary(record) != nil || sub.Client != id || sub.Filter != filter || sub.Qos > 2 ||
-			checkFilter(unshared(filter)) != nil || !h.b.auth.account(string(t.client.Username)).maySubscribe(unshared(filter)) {
+// loadClients loads the sessions whose users still exist. tracks.mu is held,
+// here and in those below.
+func (b *Broker) loadClients() (n int) {
+	now := time.Now()
+	for id, record := range b.store.take(clientBucket) {
+		t := b.tracks.open(id)
+		t.hold(clientBucket, id, record)
+		var c savedClient
+		if json.Unmarshal(record, &c) != nil || c.ID != id || !outlives(&c.Client) || b.auth.account(string(c.Username)) == nil {
 			continue
 		}
-		list = append(list, sub)
+		cl := b.server.NewClient(nil, c.Listener, id, false)
+		cl.Properties.Username = c.Username
+		cl.Properties.Clean = c.Clean
+		cl.Properties.ProtocolVersion = c.ProtocolVersion
+		cl.Properties.Props.SessionExpiryInterval = c.Properties.SessionExpiryInterval
+		cl.Properties.Props.SessionExpiryIntervalFlag = c.Properties.SessionExpiryIntervalFlag
+		cl.Stop(packets.ErrServerShuttingDown)
+		b.server.Clients.Add(cl)
+		t.client, t.kept, t.gone = c.Client, true, now
+		// The clock may have been wrong then, or be so now.
+		if away := now.Sub(time.Unix(c.Gone, 0)); c.Gone > 0 && away > 0 {
+			t.gone = now.Add(-away)
+		}
+		n++
 	}
-	return list, nil
+	return n
 }
 
-// StoredInflightMessages returns those on disk that their clients may still get.
-func (h *hook) StoredInflightMessages() ([]storage.Message, error) {
-	ts := &h.b.tracks
-	var list []storage.Message
-	for key, record := range h.b.store.take(inflightBucket) {
+// loadSubscriptions loads those that the access lists still allow.
+func (b *Broker) loadSubscriptions() {
+	for key, record := range b.store.take(subBucket) {
+		id, filter, _ := strings.Cut(key, "\x00")
+		t := b.tracks.open(id)
+		t.hold(subBucket, key, record)
+		var s storage.Subscription
+		cl, ok := b.server.Clients.Get(id)
+		if !ok || !t.kept || json.Unmarshal(record, &s) != nil || s.Client != id || s.Filter != filter || s.Qos > 2 ||
+			checkFilter(unshared(filter)) != nil || !b.account(cl).maySubscribe(unshared(filter)) {
+			continue
+		}
+		sub := packets.Subscription{
+			Filter: filter, Qos: s.Qos, Identifier: s.Identifier,
+			RetainHandling: s.RetainHandling, RetainAsPublished: s.RetainAsPublished, NoLocal: s.NoLocal,
+		}
+		b.server.Topics.Subscribe(id, sub)
+		cl.State.Subscriptions.Add(filter, sub)
+		atomic.AddInt64(&b.server.Info.Subscriptions, 1)
+	}
+}
+
+// loadInflight loads the messages that their clients may still get.
+func (b *Broker) loadInflight() {
+	for key, record := range b.store.take(inflightBucket) {
 		id, _, _ := strings.Cut(key, "\x00")
-		t := ts.open(id)
+		t := b.tracks.open(id)
 		t.hold(inflightBucket, key, record)
 		var m storage.Message
-		if !t.kept || m.UnmarshalBinary(record) != nil || inflightKey(m.Client, m.PacketID) != key || m.FixedHeader.Qos > 2 {
+		cl, ok := b.server.Clients.Get(id)
+		if !ok || !t.kept || json.Unmarshal(record, &m) != nil || inflightKey(m.Client, m.PacketID) != key || m.FixedHeader.Qos > 2 {
 			continue
 		}
-		if m.FixedHeader.Type == packets.Publish && !h.b.auth.account(string(t.client.Username)).maySubscribe(m.TopicName) {
+		switch m.FixedHeader.Type {
+		case packets.Publish:
+			if m.FixedHeader.Qos == 0 || checkTopic(m.TopicName) != nil || !b.account(cl).maySubscribe(m.TopicName) {
+				continue
+			}
+		case packets.Pubrec, packets.Pubrel:
+		default:
 			continue
 		}
-		t.note(ts, m.PacketID, noted{m.Created, sizeOf(m.TopicName, m.Payload)})
+		t.note(&b.tracks, m.PacketID, noted{m.Created, sizeOf(m.TopicName, m.Payload)})
 		t.next = max(t.next, m.Created)
-		list = append(list, m)
+		cl.State.Inflight.Set(m.ToPacket())
+		atomic.AddInt64(&b.server.Info.Inflight, 1)
 	}
-	return list, nil
 }
 
-// StoredRetainedMessages returns those on disk that have not expired.
-func (h *hook) StoredRetainedMessages() ([]storage.Message, error) {
+// loadRetained loads the messages that have not expired.
+func (b *Broker) loadRetained() (n int) {
 	now := time.Now()
-	h.b.unsaved.stored = make(map[string]uint32)
-	var list []storage.Message
-	for topic, record := range h.b.store.take(retainedBucket) {
-		h.b.unsaved.stored[topic] = checksum(record)
+	for topic, record := range b.store.take(retainedBucket) {
+		b.unsaved.stored[topic] = checksum(record)
 		var m storage.Message
-		if m.UnmarshalBinary(record) != nil || m.TopicName != topic || checkTopic(topic) != nil ||
-			m.Properties.MessageExpiryInterval > 0 && now.Unix() > expiryOf(&m) {
-			h.b.unsaved.add(topic, now)
+		if json.Unmarshal(record, &m) != nil || m.TopicName != topic || checkTopic(topic) != nil || m.FixedHeader.Qos > 2 || len(m.Payload) == 0 {
+			b.unsaved.add(topic, now)
 			continue
 		}
-		list = append(list, m)
-	}
-	return list, nil
-}
-
-func expiryOf(m *storage.Message) int64 {
-	return m.Created + int64(m.Properties.MessageExpiryInterval)
-}
-
-// loaded puts right what the library leaves out when it loads.
-func (b *Broker) loaded() {
-	info := b.server.Info
-	for _, cl := range b.server.Clients.GetAll() {
-		atomic.AddInt64(&info.Subscriptions, int64(cl.State.Subscriptions.Len()))
-		atomic.AddInt64(&info.Inflight, int64(cl.State.Inflight.Len()))
-	}
-	retained := 0
-	for topic, pk := range b.server.Topics.Retained.GetAll() {
-		if strings.HasPrefix(topic, "$") {
-			continue
+		pk := m.ToPacket()
+		if every := int64(m.Properties.MessageExpiryInterval); every > 0 {
+			if pk.Expiry = m.Created + every; pk.Expiry <= now.Unix() {
+				b.unsaved.add(topic, now)
+				continue
+			}
+			pk.ProtocolVersion = 5
+			b.unsaved.expires(topic, pk.Expiry)
 		}
-		retained++
-		if n := pk.Properties.MessageExpiryInterval; n > 0 {
-			pk.ProtocolVersion, pk.Expiry = 5, pk.Created+int64(n)
-			b.server.Topics.Retained.Add(topic, pk)
-		}
+		b.server.Topics.RetainMessage(pk)
+		n++
 	}
-	if n := b.server.Clients.Len() - 1; n+retained > 0 {
-		b.log.Info("sessions and retained messages loaded", "sessions", n, "retained", retained)
-	}
+	atomic.StoreInt64(&b.server.Info.Retained, int64(n))
+	return n
 }

@@ -504,23 +504,179 @@ func TestProbe(t *testing.T) {
 	wait(t, "the probe answers again", func() bool { return b.Probe(t.Context()) == nil })
 }
 
-// A client that the library has lost sight of is made to come back.
-func TestLostSession(t *testing.T) {
-	t.Parallel()
-	b := run(t, everybody(), "")
-	p := connect(t, b.addr(), hello{id: "p"})
-	b.server.Clients.Delete("p")
-	p.closed()
-	connect(t, b.addr(), hello{id: "p"}).ping()
-}
-
 func TestSys(t *testing.T) {
 	b := run(t, everybody(), "")
 	p := connect(t, b.addr(), hello{id: "p"})
 	p.subscribe(0, "$SYS/broker/version")
-	if r := p.take(); r.payload != mochi.Version || !r.retain {
+	if r := p.take(); r.payload != "mochi "+mochi.Version || !r.retain {
 		t.Errorf("got %v", r)
 	}
 	p.subscribe(0, "#")
 	p.ping() // no $SYS topic for a wildcard
+}
+
+// A session that expires in the moment its client comes back is either there
+// or not; the client is served in both cases.
+func TestExpiryMeetsReturn(t *testing.T) {
+	b := run(t, everybody(), "")
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				b.endAway("c")
+			}
+		}
+	})
+	for i := range 200 {
+		p := connect(t, b.addr(), hello{id: "c", keep: true, version: byte(4 + i%2)})
+		p.subscribe(1, "t")
+		b.deliver(t, "t", fmt.Sprint(i), 1, false)
+		if r := p.take(); r.payload != fmt.Sprint(i) {
+			t.Fatalf("got %v, want %d", r, i)
+		}
+		if i%3 == 0 {
+			p.disconnect()
+		}
+	}
+	close(stop)
+	wg.Wait()
+	if st := b.Stats(); st.Subscriptions > 1 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+// A subscriber that reads too slowly loses messages, keeps its connection, and
+// holds up nobody.
+func TestSlowSubscriber(t *testing.T) {
+	b := run(t, everybody(), "")
+	slow := connect(t, b.addr(), hello{id: "slow"})
+	slow.subscribe(0, "t")
+	payload := strings.Repeat("x", 20_000)
+	const n = 1500
+	start := time.Now()
+	for range n {
+		b.deliver(t, "t", payload, 0, false)
+	}
+	if d := time.Since(start); d > 2*time.Second {
+		t.Errorf("%d messages took %v", n, d)
+	}
+	got := uint64(0)
+	for {
+		if _, _, err := slow.next(500 * time.Millisecond); err != nil {
+			break
+		}
+		got++
+	}
+	st := b.Stats()
+	if got < 100 || st.Dropped == 0 || st.Dropped+got != n || st.Stuck != 0 || st.Clients != 1 {
+		t.Errorf("%d came, stats %+v", got, st)
+	}
+	if lines := strings.Count(b.log.String(), "dropped"); lines != 1 {
+		t.Errorf("%d lines about it", lines)
+	}
+}
+
+func TestMessageExpiry(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cfg := kept()
+	b := run(t, cfg, dir)
+	p := connect(t, b.addr(), hello{id: "p", version: 5})
+	for _, s := range []uint8{2, 100} {
+		topic := fmt.Sprint("expires/", s)
+		p.write(packet(0x31, append(append(str(nil, topic), 5, 2, 0, 0, 0, s), "x"...)))
+	}
+	p.ping()
+	b.stop()
+	b = run(t, cfg, dir)
+	retained := func(topic string) bool { _, ok := b.server.Topics.Retained.Get(topic); return ok }
+	if !retained("expires/2") || !retained("expires/100") {
+		t.Fatal("not there after a restart")
+	}
+	wait(t, "the first has expired", func() bool { return !retained("expires/2") })
+	s := connect(t, b.addr(), hello{id: "s", version: 5})
+	s.subscribe(0, "expires/#")
+	if r := s.take(); r.topic != "expires/100" {
+		t.Errorf("got %v", r)
+	}
+	s.ping()
+	b.stop()
+	if n := len(saved(t, dir)[retainedBucket]); n != 1 {
+		t.Errorf("%d on disk", n)
+	}
+}
+
+// Wills that wait are published when their sessions end, and at the latest when
+// the broker does.
+func TestWaitingWills(t *testing.T) {
+	dir := t.TempDir()
+	b := run(t, kept(), dir)
+	w := connect(t, b.addr(), hello{id: "w"})
+	w.subscribe(0, "will/#")
+	for _, id := range []string{"clean start", "ended", "end of the broker"} {
+		p := connect(t, b.addr(), hello{id: id, version: 5, keep: true, delay: 3000,
+			will: &mqtt.Message{Topic: "will/" + id, Payload: []byte("gone"), Retain: true}})
+		_ = p.conn.Close()
+	}
+	wait(t, "they are gone", func() bool { return b.Stats().Clients == 1 })
+	connect(t, b.addr(), hello{id: "clean start", version: 5})
+	if r := w.take(); r.topic != "will/clean start" {
+		t.Errorf("got %v", r)
+	}
+	b.endAway("ended")
+	if r := w.take(); r.topic != "will/ended" {
+		t.Errorf("got %v", r)
+	}
+	b.stop()
+	b = run(t, kept(), dir)
+	if _, ok := b.server.Topics.Retained.Get("will/end of the broker"); !ok {
+		t.Error("the last one was never published")
+	}
+}
+
+func TestTooManyRetained(t *testing.T) {
+	b := run(t, everybody(), "")
+	p := connect(t, b.addr(), hello{id: "p"})
+	p.publish("mine", "1", 1, true)
+	for i := range maxRetained {
+		b.deliver(t, fmt.Sprint("r/", i), "x", 0, true)
+	}
+	p.publish("another", "1", 1, true)
+	p.publish("mine", "2", 1, true)
+	if _, ok := b.server.Topics.Retained.Get("another"); ok {
+		t.Error("one more is retained")
+	}
+	if pk, _ := b.server.Topics.Retained.Get("mine"); string(pk.Payload) != "2" {
+		t.Errorf("the one that was there is %q", pk.Payload)
+	}
+	if st := b.Stats(); st.RefusedRetained != 1 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+// What an MQTT 5 client sends beside the payload reaches another.
+func TestProperties(t *testing.T) {
+	b := run(t, everybody(), "")
+	s := connect(t, b.addr(), hello{id: "s", version: 5})
+	s.write(packet(0x82, append(str([]byte{0, 1, 2, 11, 99}, "t"), 1)))
+	s.read()
+	p := connect(t, b.addr(), hello{id: "p", version: 5})
+	props := str([]byte{8}, "answers/here")
+	props = str(append(props, 9), "id-1")
+	props = str(append(props, 3), "application/json")
+	props = str(str(append(props, 38), "key"), "value")
+	p.write(packet(0x32, append(append(append(str(nil, "t"), 0, 7, byte(len(props))), props...), "{}"...)))
+	if head, body := p.read(); head != 0x40 || len(body) > 2 && body[2] != 0 {
+		t.Errorf("%#x % x instead of a PUBACK without properties", head, body)
+	}
+	_, body := s.read()
+	for _, want := range []string{"answers/here", "id-1", "application/json", "key", "value", "\x0b\x63"} {
+		if !strings.Contains(string(body), want) {
+			t.Errorf("%q is not in %q", want, body)
+		}
+	}
 }

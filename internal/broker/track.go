@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	mochi "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/hooks/storage"
@@ -29,14 +30,22 @@ const (
 // of its messages, what they take, and whether it must be saved.
 type track struct {
 	client storage.Client
-	kept   bool // outlives its connection
-	here   bool // connected
-	losing bool // messages were dropped since the client connected last
-	dirty  bool // differs from what is stored
+	kept   bool      // outlives its connection
+	here   bool      // connected
+	gone   time.Time // when the client left, unless it is here
+	will   *will     // to be published if it stays away
+	losing bool      // messages were dropped since the client connected last
+	dirty  bool      // differs from what is stored
 	order  map[uint16]noted
 	next   int64
 	bytes  int
 	stored map[place]uint32 // what is on disk, with checksums
+}
+
+// will is a will that waits (MQTT 5, 3.1.3.2.2).
+type will struct {
+	mochi.Will
+	due time.Time
 }
 
 // noted is one message by packet identifier.
@@ -77,13 +86,61 @@ func (ts *tracks) touch(cl *mochi.Client) {
 	}
 }
 
-// connected notes who is on the session now and whether it is kept.
-func (ts *tracks) connected(cl *mochi.Client) {
+// connected notes who is on the session now and whether it is kept. It returns
+// the will that was waiting, which the client has forestalled by coming back.
+func (ts *tracks) connected(cl *mochi.Client) (w *will) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	t := ts.open(cl.ID)
 	t.describe(cl)
+	w, t.will = t.will, nil
 	t.here, t.losing = true, false
+	return w
+}
+
+// delay puts a will off if the session outlives the connection.
+func (ts *tracks) delay(cl *mochi.Client, w mochi.Will, delay time.Duration) bool {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	t := ts.all[cl.ID]
+	if t == nil || !t.kept || delay == 0 {
+		return false
+	}
+	t.will = &will{w, time.Now().Add(delay)}
+	return true
+}
+
+// wills returns those that are due, or all, and forgets them.
+func (ts *tracks) wills(now time.Time, all bool) (due []*will) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for _, t := range ts.all {
+		if t.will != nil && (all || !now.Before(t.will.due)) {
+			due = append(due, t.will)
+			t.will = nil
+		}
+	}
+	return due
+}
+
+// expired returns the ids of the sessions that have been without a client for
+// as long as they are kept, most at most.
+func (ts *tracks) expired(now time.Time, most time.Duration) (ids []string) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for id, t := range ts.all {
+		if t.here || !t.kept {
+			continue
+		}
+		keep := most
+		if t.client.ProtocolVersion == 5 {
+			keep = min(keep, time.Duration(t.client.Properties.SessionExpiryInterval)*time.Second)
+		}
+		if now.Sub(t.gone) >= keep {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // loses notes that a message to the client was dropped, and reports whether it
@@ -100,19 +157,22 @@ func (ts *tracks) loses(cl *mochi.Client) bool {
 }
 
 // parted notes that the client has left, and that its session ends with that
-// if expire says so.
-func (ts *tracks) parted(cl *mochi.Client, expire bool) {
+// if expire says so. It returns a will that waited for that.
+func (ts *tracks) parted(cl *mochi.Client, expire bool) (w *will) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	t := ts.all[cl.ID]
 	if t == nil {
-		return
+		return nil
 	}
 	t.describe(cl)
-	t.here = false
-	if !expire {
-		return
+	if t.here {
+		t.here, t.gone = false, time.Now()
 	}
+	if !expire {
+		return nil
+	}
+	w, t.will = t.will, nil
 	t.kept = false
 	ts.total -= t.bytes
 	t.bytes = 0
@@ -120,6 +180,7 @@ func (ts *tracks) parted(cl *mochi.Client, expire bool) {
 	if len(t.stored) == 0 {
 		delete(ts.all, cl.ID) // else the saver does it
 	}
+	return w
 }
 
 func (t *track) describe(cl *mochi.Client) {
@@ -225,35 +286,78 @@ func (ts *tracks) sort(cl *mochi.Client) {
 
 // prepareSession makes an earlier session of the client ready to be taken up:
 // one of another user is ended, the messages of the client's own are put in
-// order. A session that was away for long makes room if there are too many.
+// order. The session that was away for longest makes room if there are too many.
 func (b *Broker) prepareSession(cl *mochi.Client, g *guard) {
-	if old, ok := b.server.Clients.Get(cl.ID); ok {
-		if string(old.Properties.Username) != g.account.name && !g.account.all {
-			b.forget(old)
-			b.server.Clients.Delete(cl.ID)
-		} else {
-			b.tracks.sort(old)
-		}
-	} else if b.server.Clients.Len() > 4*b.cfg.MaxClients {
-		b.dropOldest()
+	old, ok := b.server.Clients.Get(cl.ID)
+	switch {
+	case ok && string(old.Properties.Username) != g.account.name && !g.account.all:
+		b.end(old)
+	case ok:
+		b.tracks.sort(old)
+	case b.server.Clients.Len() > 4*b.cfg.MaxClients:
+		b.endOldest()
 	}
-	b.tracks.connected(cl)
+	if w := b.tracks.connected(cl); w != nil && cl.Properties.Clean {
+		b.publishWill(&w.Will) // its session ends all the same
+	}
 }
 
-// dropOldest ends the session that has been without a connection for longest.
-func (b *Broker) dropOldest() {
-	var oldest *mochi.Client
-	for _, cl := range b.server.Clients.GetAll() {
-		if at := cl.StopTime(); at != 0 && !cl.Net.Inline && (oldest == nil || at < oldest.StopTime()) {
-			oldest = cl
+// end ends a session without a client; the library would keep its subscriptions
+// and messages for ever.
+func (b *Broker) end(cl *mochi.Client) {
+	b.server.UnsubscribeClient(cl)
+	cl.ClearInflights()
+	b.server.Clients.Delete(cl.ID)
+	if w := b.tracks.parted(cl, true); w != nil {
+		b.publishWill(&w.Will)
+	}
+}
+
+// endOldest ends the session that has been without a client for longest.
+func (b *Broker) endOldest() {
+	if id := b.tracks.oldest(); id != "" && b.endAway(id) {
+		b.notices.log(b.log, slog.LevelWarn, "too many sessions are kept, the oldest is ended", "client", id)
+	}
+}
+
+// endAway ends the session of a client that is away, unless it has come back.
+func (b *Broker) endAway(id string) bool {
+	b.mu.Lock()
+	_, here := b.live[id]
+	cl, ok := b.server.Clients.Get(id)
+	if ok = ok && !here; ok {
+		b.live[id] = nil // claim waits
+	}
+	b.mu.Unlock()
+	if !ok {
+		return false
+	}
+	b.end(cl)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.live, id)
+	return true
+}
+
+// oldest returns the session that has been without a client for longest.
+func (ts *tracks) oldest() (id string) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for other, t := range ts.all {
+		if !t.here && t.kept && (id == "" || t.gone.Before(ts.all[id].gone)) {
+			id = other
 		}
 	}
-	if oldest == nil {
+	return id
+}
+
+// publishWill publishes a will whose client may be gone.
+func (b *Broker) publishWill(w *mochi.Will) {
+	if err := b.server.Publish(w.TopicName, w.Payload, w.Retain, w.Qos); err != nil {
+		b.log.Error("will not published", "topic", w.TopicName, "err", err)
 		return
 	}
-	b.notices.log(b.log, slog.LevelWarn, "too many sessions are kept, the oldest is ended", "client", oldest.ID)
-	b.forget(oldest)
-	b.server.Clients.Delete(oldest.ID)
+	b.handOut(&packets.Packet{TopicName: w.TopicName, Payload: w.Payload, FixedHeader: packets.FixedHeader{Qos: w.Qos}})
 }
 
 // OnQosPublish notes a message that waits for an acknowledgement. One for

@@ -445,3 +445,19 @@ func TestListenWithoutRun(t *testing.T) {
 		t.Errorf("got %v", r)
 	}
 }
+
+func TestOrigin(t *testing.T) {
+	for in, want := range map[string]string{
+		"192.0.2.7:1234": "192.0.2.7", "[::ffff:192.0.2.7]:1": "192.0.2.7",
+		"[2001:db8:1:2:3:4:5:6]:1": "2001:db8:1:2::/64", "[fe80::1%eth0]:1": "fe80::/64", "@": "@",
+	} {
+		if got := origin(address(in)); got != want {
+			t.Errorf("origin(%s) = %s, want %s", in, got, want)
+		}
+	}
+}
+
+type address string
+
+func (address) Network() string  { return "tcp" }
+func (a address) String() string { return string(a) }
