@@ -29,7 +29,7 @@ func large(way string) string {
 			points("      ")
 		case "alias":
 			if d > 0 {
-				fmt.Fprintf(&b, "  meter%03d: { bus: plc%d, points: *meter }\n", d, d)
+				fmt.Fprintf(&b, "  meter%03d: { bus: plc%d, every: 2s, points: *meter }\n", d, d)
 				continue
 			}
 			b.WriteString("  meter000:\n    bus: plc0\n    points: &meter\n")

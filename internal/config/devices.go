@@ -160,8 +160,10 @@ func (r *resolver) devicePoints(v *named[rawDevice], dev *Device, bus *Bus) []po
 	if v.is.points == nil {
 		return nil // reported as missing
 	}
-	ctx := pointContext{order: v.is.order, base: v.is.base, broadcast: broadcast(bus, dev.Unit), blocks: v.is.block}
-	_, ctx.every = v.at.Get("every")
+	ctx := pointContext{order: v.is.order, base: v.is.base, broadcast: broadcast(bus, dev.Unit), every: v.is.every.all, blocks: v.is.block, holes: v.is.holes}
+	if v.is.every.groups != nil {
+		_, ctx.groups = v.at.Get("every")
+	}
 	if v.at.Shared() {
 		r.shared++
 		defer func() { r.shared-- }()

@@ -44,11 +44,13 @@ type cacheKey struct {
 
 // pointContext is what points take from their device.
 type pointContext struct {
-	every     *node // the device's own node of it, nil: the default
+	every     point.Interval
+	groups    *node // where intervals of groups stand, nil: there are none
 	order     point.Order
 	base      int
 	broadcast bool
 	blocks    blocks
+	holes     int
 }
 
 // listener is an address that is listened on, and who does.
