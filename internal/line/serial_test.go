@@ -441,7 +441,9 @@ func TestSerialWriteAndEcho(t *testing.T) {
 func TestSerialBabble(t *testing.T) {
 	t.Parallel()
 	pt := openPTY(t)
-	l := New(serialBus(pt.path), quietLog(t))
+	cfg := serialBus(pt.path)
+	cfg.Gap = 100 * time.Millisecond // longer than a busy machine holds the babble up
+	l := New(cfg, quietLog(t))
 	l.turns.quit = 100 * time.Millisecond
 	run(t, l)
 	eventually(t, "open", l.Connected)
