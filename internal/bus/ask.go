@@ -81,7 +81,20 @@ type ask struct {
 	at      instant
 	busy    int
 	samples []point.Sample
+	news    []news // of samples
 	err     error
+}
+
+// news is what a sample of a read on demand is emitted by.
+type news struct {
+	point int
+	sent  uint64 // tick of its request
+}
+
+// add takes a sample of point i, for which a request was made at tick sent.
+func (a *ask) add(s point.Sample, i int, sent uint64) {
+	a.samples = append(a.samples, s)
+	a.news = append(a.news, news{i, sent})
 }
 
 func (a *ask) admit(b *Bus) {
@@ -158,7 +171,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 			} else {
 				a.note(fmt.Errorf("%s: %w", pt.ID, err))
 			}
-			a.samples = append(a.samples, sample)
+			a.add(sample, s.point, o.sent)
 		}
 	case isBusy(o.err) && a.busy < busyTries:
 		a.at = now + busyDelay(a.busy)
@@ -174,7 +187,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 		repeat()
 	default:
 		for _, s := range o.read.slots {
-			a.samples = append(a.samples, point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended.UTC()})
+			a.add(point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended.UTC()}, s.point, o.sent)
 			d.had[s.point] = false
 		}
 		d.readOnce(now)
@@ -193,8 +206,13 @@ func (a *ask) note(err error) {
 
 func (b *Bus) endAsk(a *ask, err error) {
 	b.asks = slices.DeleteFunc(b.asks, func(o *ask) bool { return o == a })
-	if len(a.samples) > 0 && !a.d.allBad {
-		b.batch = append(b.batch[:0], a.samples...)
+	b.batch = b.batch[:0]
+	for k, n := range a.news {
+		if !a.d.allBad && !a.d.fencedOff(n.point, n.sent) && !a.d.overtaken(n.point, n.sent) {
+			b.batch = append(b.batch, a.samples[k])
+		}
+	}
+	if len(b.batch) > 0 {
 		b.emit(b.batch)
 	}
 	a.give(err)

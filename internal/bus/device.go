@@ -97,7 +97,8 @@ type device struct {
 	hasSilent bool            // some of it was learned from silence
 	told      map[string]bool // what the log has said of refusals
 
-	had []bool // by point: of those to be read once, the ones that were
+	had     []bool   // by point: of those to be read once, the ones that were
+	emitted []uint64 // by point: tick of the newest request that a sample was emitted of
 
 	// Reachability.
 	state   State
@@ -134,6 +135,7 @@ func newDevice(b config.Bus, c config.Device, slot int, unix int64) *device {
 		points:    c.Points,
 		told:      make(map[string]bool),
 		had:       make([]bool, len(c.Points)),
+		emitted:   make([]uint64, len(c.Points)),
 		writing:   make([]int, len(c.Points)),
 		fence:     make([]uint64, len(c.Points)),
 	}
@@ -173,11 +175,10 @@ type class struct {
 // read is a request of the plan.
 type read struct {
 	Read
-	req     modbus.PDU
-	slots   []slot
-	class   int
-	silent  int    // times in a row that it alone got no answer
-	emitted uint64 // the newest request whose values were emitted
+	req    modbus.PDU
+	slots  []slot
+	class  int
+	silent int // times in a row that it alone got no answer
 }
 
 // slot is a point's place in the answer to a read.

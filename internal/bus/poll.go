@@ -468,11 +468,10 @@ func (b *Bus) collect(p *poll, res *result, now instant) {
 	if res.r == nil || res.resp == nil && (res.err == nil || d.allBad) {
 		return
 	}
+	if res.sent == 0 {
+		res.sent = b.tick // never asked for: it is known now that there is no value
+	}
 	if res.resp != nil {
-		if res.sent < res.r.emitted {
-			return // overtaken by a newer answer to the same read
-		}
-		res.r.emitted = res.sent
 		b.regs = modbus.AppendValues(b.regs[:0], res.r.req, res.resp)
 	} else {
 		res.at = b.start.Add(now)
@@ -496,6 +495,9 @@ func (b *Bus) collect(p *poll, res *result, now instant) {
 			}
 			continue
 		}
+		if d.overtaken(s.point, res.sent) {
+			continue
+		}
 		sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: at}
 		if res.resp != nil {
 			d.had[s.point] = d.had[s.point] || once
@@ -509,4 +511,15 @@ func (b *Bus) collect(p *poll, res *result, now instant) {
 		}
 		b.batch = append(b.batch, sample)
 	}
+}
+
+// overtaken reports whether what a request that was made at tick sent has said of
+// point i is old news: a read on demand, or a poll that began later, has emitted
+// what a newer request has said. If not, it is the newest now.
+func (d *device) overtaken(i int, sent uint64) bool {
+	if sent < d.emitted[i] {
+		return true
+	}
+	d.emitted[i] = sent
+	return false
 }
