@@ -23,6 +23,10 @@ const (
 	mostAlike = 128
 	// repeatsFor is how long a unit is mistrusted that has answered twice.
 	repeatsFor = time.Minute
+	// mostDisputed is how many refusals in a row are taken for those of requests
+	// given up. A unit that refuses all it is asked would have every one
+	// disputed, and each would cost its whole timeout.
+	mostDisputed = 3
 	// mostDeaf is how often a unit may be silent to the status request before it
 	// is not made any more.
 	mostDeaf = 2
@@ -46,6 +50,8 @@ type ledger struct {
 	alike   int                                       // requests in a row whose answers only their order told apart
 	repeats time.Time                                 // until then the unit is expected to answer twice
 
+	disputes int // refusals in a row that were disputed
+
 	deaf     int       // status requests that an otherwise lively unit gave no answer to
 	deafness time.Time // when the last one was sent; zero: it was answered
 }
@@ -67,7 +73,7 @@ func (g *ledger) owe(req modbus.PDU, sent time.Time, timeout time.Duration) {
 // minute is not held against a unit for ever.
 func (g *ledger) answered(req modbus.PDU, refused bool, sent, at time.Time) {
 	took := at.Sub(sent)
-	g.owed = g.owed[:0]
+	g.owed, g.disputes = g.owed[:0], 0
 	g.slowest = max(g.slowest-g.slowest/8, took)
 	f := req.Function()
 	switch {
@@ -113,11 +119,16 @@ func (g *ledger) pay(resp modbus.PDU, at time.Time) bool {
 }
 
 // disputed reports whether a refusal of req could be that of a request given up,
-// and takes it for that.
+// and takes it for that. Not for ever: when each of several requests in a row was
+// refused once within its own time, they were refused, and nothing is owed.
 func (g *ledger) disputed(req modbus.PDU) bool {
+	if g.disputes >= mostDisputed {
+		return false
+	}
 	for i, o := range g.owed {
 		if o.req.Function() == req.Function() {
 			g.owed = append(g.owed[:0], g.owed[i+1:]...)
+			g.disputes++
 			return true
 		}
 	}
@@ -194,6 +205,13 @@ func (g *ledger) confuses(req modbus.PDU) bool {
 // request (function 7), unless the unit is known to ignore it. Nil when there is
 // none.
 func (g *ledger) fence(req modbus.PDU) modbus.PDU {
+	status := modbus.PDU{byte(modbus.ReadExceptionStatus)}
+	if g.deaf >= mostDeaf || confusable(status, req) || g.confuses(status) {
+		status = nil
+	}
+	if status != nil && g.disputes > 0 {
+		return status // a read would be refused too, and disputed again
+	}
 	if f := g.shorter(req, quantity(req), req); f != nil {
 		return f
 	}
@@ -203,10 +221,7 @@ func (g *ledger) fence(req modbus.PDU) modbus.PDU {
 			return f
 		}
 	}
-	if status := (modbus.PDU{byte(modbus.ReadExceptionStatus)}); g.deaf < mostDeaf && !confusable(status, req) && !g.confuses(status) {
-		return status
-	}
-	return nil
+	return status
 }
 
 // shorter returns read with a quantity of less than n for a fence before req; nil

@@ -116,6 +116,17 @@ func TestLedger(t *testing.T) {
 		t.Errorf("refusals of what is owed: %d left", len(g.owed))
 	}
 
+	next("a unit that refuses is asked for its status", holding(9), 110, 0, 0)
+	g.owe(holding(9), at(200), timeout)
+	next("a unit that refuses is asked for its status", holding(9), 210, status, 0)
+	if !g.disputed(holding(9)) {
+		t.Error("the third refusal is not disputed")
+	}
+	g.owe(holding(9), at(300), timeout)
+	if g.disputed(holding(9)) {
+		t.Errorf("%d refusals in a row are disputed", mostDisputed+1)
+	}
+
 	g = ledger{}
 	for range mostDeaf {
 		next("status", holding(1), 0, 0, 0)

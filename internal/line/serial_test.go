@@ -397,6 +397,40 @@ func TestSerialNoPace(t *testing.T) {
 	}
 }
 
+// TestSerialRefusesAll: a unit that refuses whatever it is asked, after one
+// answer was lost, does not cost the line a timeout for each request.
+func TestSerialRefusesAll(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		status bool // it refuses the status request too, rather than ignore it
+	}{{"all functions", true}, {"all it knows", false}} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			l, p := serialPeer(t, patience, func(p *peer, r request) {
+				if r.n > 1 && (tt.status || r.pdu.Function() != modbus.ReadExceptionStatus) {
+					p.reply(r, modbus.ExceptionResponse(r.pdu.Function(), modbus.ServerDeviceBusy))
+				}
+			})
+			req := modbus.ReadRequest(modbus.HoldingRegisters, 0, 10)
+			for range 5 {
+				_, err := l.Do(context.Background(), 1, req)
+				if err != modbus.ServerDeviceBusy && !errors.Is(err, modbus.ErrNoResponse) {
+					t.Errorf("error %v", err)
+				}
+			}
+			before := len(p.requests())
+			for range 10 {
+				if _, err := l.Do(context.Background(), 1, req); err != modbus.ServerDeviceBusy {
+					t.Errorf("error %v, want busy", err)
+				}
+			}
+			if n := len(p.requests()) - before; n != 10 || l.Stats().Responses < 10 {
+				t.Errorf("%d requests for 10 refusals, %+v", n, l.Stats())
+			}
+		})
+	}
+}
+
 // TestSerialWriteAndEcho: the answer to a write of one register is the request
 // again. On an adapter that echoes, a dead device must not look alive.
 func TestSerialWriteAndEcho(t *testing.T) {
