@@ -8,18 +8,12 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"strings"
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/gateway"
 	"fieldgate/internal/systemd"
 )
-
-// The gateway's heap is small and steady: collecting a little more often keeps
-// it within a 512 MB board's reach at no cost that can be measured. Reading
-// the configuration, which makes much garbage once, runs without collecting.
-const steadyGC = 50
 
 func cmdRun(ctx context.Context, a *app, args []string) error {
 	f := newFlags("run", "[-c FILE] [--data DIR] [--log-level LEVEL]", `
@@ -39,7 +33,7 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	if len(rest) > 0 {
 		return usagef("run takes no arguments, only options; \"fieldgate run -h\" explains it")
 	}
-	debug.SetGCPercent(-1)
+	quickStart()
 	cfg, err := loadConfig(a)
 	if err != nil {
 		return err
@@ -67,8 +61,7 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	cfg = nil
 	err = g.Run(ctx, func() {
 		notify.Ready("running")
-		debug.SetGCPercent(steadyGC)
-		debug.FreeOSMemory() // what reading the configuration needed
+		settle()
 	})
 	notify.Stopping()
 	log.Info("stopped")
