@@ -95,7 +95,7 @@ func benchLoad(ctx context.Context, b *bench) ([]row, error) {
 		if err != nil {
 			return nil, err
 		}
-		sub, err := subscribe(port, "bench/#")
+		sub, err := subscribe(port, "bench")
 		if err != nil {
 			return nil, err
 		}
@@ -269,7 +269,7 @@ func benchStart(ctx context.Context, b *bench) ([]row, error) {
 		return nil, err
 	}
 	defer up.stop()
-	sub, err := subscribe(port, "bench/#")
+	sub, err := subscribe(port, "bench")
 	if err != nil {
 		return nil, err
 	}

@@ -184,15 +184,15 @@ type subscriber struct {
 	messages chan received
 }
 
-// subscribe returns once mosquitto_sub is subscribed to the filter.
-func subscribe(port int, filter string) (*subscriber, error) {
+// subscribe returns once mosquitto_sub is subscribed to PREFIX/#. It does not
+// flush what it says of itself to a pipe, so a message of ours has to show it.
+func subscribe(port int, prefix string) (*subscriber, error) {
 	r, w := io.Pipe()
-	p, err := start(w, "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(port), "-d", "-t", filter, "-F", "msg %t %p")
+	p, err := start(w, "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(port), "-t", prefix+"/#", "-F", "%t %p")
 	if err != nil {
 		return nil, err
 	}
 	s := &subscriber{p, make(chan received, 1<<16)}
-	ready := make(chan struct{})
 	go func() { // ends with the process
 		<-p.done
 		w.Close()
@@ -202,24 +202,25 @@ func subscribe(port int, filter string) (*subscriber, error) {
 		lines := bufio.NewScanner(r)
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
-			text := lines.Text()
-			if rest, ok := strings.CutPrefix(text, "msg "); ok {
-				topic, payload, _ := strings.Cut(rest, " ")
-				s.messages <- received{time.Now(), topic, json.RawMessage(payload)}
-			} else if strings.HasPrefix(text, "Subscribed") {
-				close(ready)
-			}
+			topic, payload, _ := strings.Cut(lines.Text(), " ")
+			s.messages <- received{time.Now(), topic, json.RawMessage(payload)}
 		}
 	}()
-	select {
-	case <-ready:
-		return s, nil
-	case <-p.done:
-		return nil, fmt.Errorf("mosquitto_sub ended: %s", p.log.String())
-	case <-time.After(10 * time.Second):
-		p.stop()
-		return nil, fmt.Errorf("mosquitto_sub is not subscribed after 10 s")
+	for range 50 {
+		if err := command("mosquitto_pub", "-h", "127.0.0.1", "-p", strconv.Itoa(port), "-t", prefix+"/ready", "-m", "ready"); err != nil {
+			return nil, err
+		}
+		select {
+		case _, ok := <-s.messages:
+			if !ok {
+				return nil, fmt.Errorf("mosquitto_sub ended: %s", p.log.String())
+			}
+			return s, nil
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
+	p.stop()
+	return nil, fmt.Errorf("mosquitto_sub is not subscribed after 5 s")
 }
 
 // pause waits, or returns early when ctx ends.
