@@ -60,18 +60,19 @@ type mux struct {
 	line  *Line
 	stall time.Duration
 
-	mu     sync.Mutex
-	wire   *stream // nil while none is open
-	free   []*slot
-	queue  []*slot // wait for the window, in order
-	flying []*slot // on their way
-	held   []*slot // answered, held back
-	window window
-	tx     uint16    // transaction id of the last request
-	last   time.Time // when a frame last passed
-	part   time.Time // when bytes of an unfinished frame last came; zero: there is none
-	silent int       // requests in a row without an answer
-	why    error     // why we closed wire ourselves
+	mu      sync.Mutex
+	wire    *stream // nil while none is open
+	free    []*slot
+	queue   []*slot // wait for the window, in order
+	flying  []*slot // on their way
+	held    []*slot // answered, held back
+	window  window
+	tx      uint16    // transaction id of the last request
+	last    time.Time // when a frame last passed
+	part    time.Time // when bytes of an unfinished frame last came; zero: there is none
+	silent  int       // requests in a row without an answer
+	why     error     // why we closed wire ourselves
+	missing missing
 }
 
 // slot is one request from do's call to its return.
@@ -211,6 +212,9 @@ func (m *mux) abandon(s *slot, cause error, sent bool) (modbus.PDU, error) {
 	m.mu.Lock()
 	for _, list := range []*[]*slot{&m.queue, &m.flying, &m.held} {
 		if remove(list, s) {
+			if sent {
+				m.missing.add(s.tx, s.unit, m.line.cfg.Timeout)
+			}
 			s.finish(nil, cause)
 			m.settle()
 			break
@@ -290,6 +294,7 @@ func (m *mux) expire(s *slot, timeout time.Duration) (more time.Duration) {
 		return 0 // it was answered at this moment
 	}
 	m.line.count.timeouts.Add(1)
+	m.missing.add(s.tx, s.unit, timeout)
 	s.finish(nil, noResponse(timeout))
 	m.slip()
 	m.settle()
@@ -334,7 +339,7 @@ func (m *mux) believe(s *slot) {
 func (m *mux) serve(ctx context.Context, wr wire) error {
 	w := wr.(*stream)
 	m.mu.Lock()
-	m.wire, m.why, m.silent, m.part = w, nil, 0, time.Time{}
+	m.wire, m.why, m.silent, m.part, m.missing = w, nil, 0, time.Time{}, missing{}
 	m.last = time.Now()
 	m.mu.Unlock()
 	defer context.AfterFunc(ctx, w.stop)()
@@ -430,7 +435,7 @@ func (m *mux) frames(b []byte) (used int, err error) {
 		case err != nil:
 		case end > len(b):
 			return used, nil
-		case !m.sound(tx, b[used+modbus.MBAPLen:end], b[end:]):
+		case !m.sound(tx, b[used:], end-used, now):
 			err = errSwallowed
 		}
 		if err != nil {
@@ -448,25 +453,19 @@ func (m *mux) frames(b []byte) (used int, err error) {
 // sound reports whether a frame is what it seems. One that a device broke off
 // takes in the front of the next answer, and nothing in MBAP says so; but then
 // that answer's header is in it, or what follows is none of a request's.
-func (m *mux) sound(tx uint16, pdu, rest []byte) bool {
+func (m *mux) sound(tx uint16, b []byte, end int, now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	rest := b[end:]
 	if !header(rest) || len(rest) >= 2 && m.tx-binary.BigEndian.Uint16(rest) >= recent {
 		return false
 	}
 	for _, o := range m.flying {
-		n, known := modbus.ResponseLen(o.req())
-		if o.tx == tx || !known {
-			continue
-		}
-		var head [modbus.MBAPLen + 1]byte
-		modbus.AppendTCP(head[:0], o.tx, o.unit, modbus.PDU(o.adu[modbus.MBAPLen:][:1]))
-		head[5] = byte(1 + n)
-		if bytes.Contains(pdu, head[:]) {
+		if o.tx != tx && beginsWithin(b, end, o.tx, o.unit) {
 			return false
 		}
 	}
-	return true
+	return !m.missing.within(b, end, now)
 }
 
 // deliver gives a frame to the request it answers.
@@ -478,6 +477,7 @@ func (m *mux) deliver(tx uint16, unit modbus.UnitID, pdu modbus.PDU, now time.Ti
 	i := slices.IndexFunc(m.flying, func(s *slot) bool { return s.tx == tx })
 	if i < 0 {
 		if m.tx-tx < recent {
+			m.missing.came(tx)
 			c.late.Add(1)
 			return
 		}

@@ -27,14 +27,15 @@ type solo struct {
 	stall time.Duration
 	turn  chan struct{} // who has put a token in has all the fields below
 
-	wire   *stream // nil while none is open
-	hangup *hangup
-	why    error // why a caller gave wire up
-	tx     uint16
-	out    []byte
-	in     []byte    // read and not taken: the front of a frame, or frames nobody asked for
-	last   time.Time // when an answer last came
-	silent int       // requests in a row without an answer
+	wire    *stream // nil while none is open
+	hangup  *hangup
+	why     error // why a caller gave wire up
+	tx      uint16
+	out     []byte
+	in      []byte    // read and not taken: the front of a frame, or frames nobody asked for
+	last    time.Time // when an answer last came
+	silent  int       // requests in a row without an answer
+	missing missing
 }
 
 func newSolo(l *Line) *solo {
@@ -121,6 +122,7 @@ func (s *solo) receive(ctx context.Context, unit modbus.UnitID, req modbus.PDU, 
 			}
 			return nil, s.lose(err)
 		case ctx.Err() != nil:
+			s.missing.add(s.tx, unit, timeout)
 			return nil, fmt.Errorf("%w: %w", modbus.ErrNoResponse, context.Cause(ctx))
 		case time.Now().Before(limit):
 			// It was meant for the request before, whose context ended as its
@@ -131,7 +133,7 @@ func (s *solo) receive(ctx context.Context, unit modbus.UnitID, req modbus.PDU, 
 			c.partial.Add(1)
 			return nil, s.lose(cutShort(len(s.in)))
 		default:
-			return nil, s.nothing(timeout)
+			return nil, s.nothing(unit, timeout)
 		}
 		if err := conn.SetReadDeadline(limit); err != nil {
 			return nil, s.lose(err)
@@ -150,7 +152,7 @@ func (s *solo) frames(unit modbus.UnitID, req modbus.PDU) (resp modbus.PDU, done
 		if err == nil && end > len(s.in) {
 			break
 		}
-		if err == nil && !header(s.in[end:]) {
+		if err == nil && (!header(s.in[end:]) || s.missing.within(s.in, end, now)) {
 			err = errSwallowed
 		}
 		if err != nil {
@@ -164,6 +166,7 @@ func (s *solo) frames(unit modbus.UnitID, req modbus.PDU) (resp modbus.PDU, done
 			done = true
 			resp, err = s.take(unit, req, from, modbus.PDU(s.in[modbus.MBAPLen:end]))
 		case s.tx-tx < recent:
+			s.missing.came(tx)
 			c.late.Add(1)
 		default:
 			c.unknownID.Add(1)
@@ -199,7 +202,8 @@ func (s *solo) take(unit modbus.UnitID, req modbus.PDU, from modbus.UnitID, pdu 
 }
 
 // nothing notes that a request got no answer.
-func (s *solo) nothing(timeout time.Duration) error {
+func (s *solo) nothing(unit modbus.UnitID, timeout time.Duration) error {
+	s.missing.add(s.tx, unit, timeout)
 	s.line.count.timeouts.Add(1)
 	s.silent++
 	if s.silent >= mostSilent && s.line.cfg.Kind == config.TCP {
@@ -228,7 +232,7 @@ func (s *solo) serve(ctx context.Context, wr wire) error {
 	}
 	defer h.close()
 	s.turn <- struct{}{}
-	s.wire, s.hangup, s.why, s.silent = w, h, nil, 0
+	s.wire, s.hangup, s.why, s.silent, s.missing = w, h, nil, 0, missing{}
 	<-s.turn
 	defer context.AfterFunc(ctx, func() {
 		w.stop()
