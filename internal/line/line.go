@@ -74,12 +74,13 @@ type Line struct {
 	share share
 	turns *turns // RTU and ASCII: is share; else nil
 
-	up atomic.Bool // state == stateUp, without the lock
+	up    atomic.Bool // state == stateUp, without the lock
+	doubt atomic.Bool // news.doubted, likewise
 
 	mu      sync.Mutex
 	state   state
-	err     error         // in stateDown: why; wraps modbus.ErrNotConnected
-	told    string        // what the log last said of the state
+	err     error // in stateDown: why; wraps modbus.ErrNotConnected
+	news    news
 	changed chan struct{} // closed when state changes, then replaced
 	addr    net.Addr      // of a listener
 }
@@ -259,9 +260,14 @@ func (l *Line) Run(ctx context.Context) error {
 		if useful {
 			wait.reset()
 		}
-		if useful && dials {
+		switch {
+		case useful && dials:
 			l.set(stateOpening, err)
-		} else {
+		case opened && useful:
+			l.change(stateDown, err)
+		case opened:
+			l.useless(err)
+		default:
 			l.set(stateDown, err)
 		}
 		if opened && !dials {
@@ -329,31 +335,66 @@ func (l *Line) down() error {
 	return fmt.Errorf("%w: lost again and again", modbus.ErrNotConnected)
 }
 
-// set changes the state; err is why the wire is not open. What an operator has
-// to know is logged once: that the wire is open, and each new reason why it is
-// not. A wire that is lost and open again at once is not news.
+// set changes the state and logs what is news about it; err is why the wire is
+// not open.
 func (l *Line) set(s state, err error) {
+	l.change(s, err)
 	l.mu.Lock()
+	say := s == stateUp && l.news.opened() ||
+		s == stateDown && !errors.Is(err, errStopped) && l.news.failed(cause(err).Error())
+	l.mu.Unlock()
+	switch {
+	case say && s == stateUp:
+		l.logOpen()
+	case say:
+		l.logNotOpen(err)
+	}
+}
+
+// useless is set for a wire that was open and is lost, of no use to anybody.
+func (l *Line) useless(err error) {
+	l.change(stateDown, err)
+	l.mu.Lock()
+	say := l.news.useless(cause(err).Error())
+	l.doubt.Store(true)
+	l.mu.Unlock()
+	if say {
+		l.logNotOpen(err)
+	}
+}
+
+// answered counts a right answer, which shows that the wire is good.
+func (l *Line) answered() {
+	l.count.responses.Add(1)
+	if !l.doubt.Load() {
+		return
+	}
+	l.mu.Lock()
+	l.news.doubted = false
+	l.doubt.Store(false)
+	say := l.news.opened()
+	l.mu.Unlock()
+	if say {
+		l.logOpen()
+	}
+}
+
+func (l *Line) logOpen() { l.log.Info("line open", "address", l.cfg.Address) }
+
+func (l *Line) logNotOpen(err error) {
+	l.log.Warn("line not open, trying again", "address", l.cfg.Address, "err", cause(err))
+}
+
+// change changes the state.
+func (l *Line) change(s state, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.state, l.err = s, nil
 	l.up.Store(s == stateUp)
 	close(l.changed)
 	l.changed = make(chan struct{})
-	told := l.told
-	switch s {
-	case stateUp:
-		l.told = "open"
-	case stateDown:
-		err = cause(err)
-		l.told = err.Error()
-		l.err = fmt.Errorf("%w: %w", modbus.ErrNotConnected, err)
-	}
-	news := l.told != told
-	l.mu.Unlock()
-	switch {
-	case s == stateUp && news:
-		l.log.Info("line open", "address", l.cfg.Address)
-	case s == stateDown && news && !errors.Is(err, errStopped):
-		l.log.Warn("line not open, trying again", "address", l.cfg.Address, "err", err)
+	if s == stateDown {
+		l.err = fmt.Errorf("%w: %w", modbus.ErrNotConnected, cause(err))
 	}
 }
 

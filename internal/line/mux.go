@@ -213,7 +213,7 @@ func (m *mux) abandon(s *slot, cause error, sent bool) (modbus.PDU, error) {
 	for _, list := range []*[]*slot{&m.queue, &m.flying, &m.held} {
 		if remove(list, s) {
 			if sent {
-				m.missing.add(s.tx, s.unit, m.line.cfg.Timeout)
+				m.missing.add(s.tx, s.unit, s.req(), m.line.cfg.Timeout)
 			}
 			s.finish(nil, cause)
 			m.settle()
@@ -294,7 +294,7 @@ func (m *mux) expire(s *slot, timeout time.Duration) (more time.Duration) {
 		return 0 // it was answered at this moment
 	}
 	m.line.count.timeouts.Add(1)
-	m.missing.add(s.tx, s.unit, timeout)
+	m.missing.add(s.tx, s.unit, s.req(), timeout)
 	s.finish(nil, noResponse(timeout))
 	m.slip()
 	m.settle()
@@ -327,10 +327,9 @@ func (m *mux) settle() {
 
 // believe hands the answer of s to its caller.
 func (m *mux) believe(s *slot) {
-	c := &m.line.count
-	c.responses.Add(1)
+	m.line.answered()
 	if s.err != nil {
-		c.exceptions.Add(1)
+		m.line.count.exceptions.Add(1)
 	}
 	s.done <- struct{}{}
 }
@@ -461,7 +460,7 @@ func (m *mux) sound(tx uint16, b []byte, end int, now time.Time) bool {
 		return false
 	}
 	for _, o := range m.flying {
-		if o.tx != tx && beginsWithin(b, end, o.tx, o.unit) {
+		if h := headOf(o.tx, o.unit, o.req()); o.tx != tx && h.within(b, end) {
 			return false
 		}
 	}

@@ -122,7 +122,7 @@ func (s *solo) receive(ctx context.Context, unit modbus.UnitID, req modbus.PDU, 
 			}
 			return nil, s.lose(err)
 		case ctx.Err() != nil:
-			s.missing.add(s.tx, unit, timeout)
+			s.missing.add(s.tx, unit, req, timeout)
 			return nil, fmt.Errorf("%w: %w", modbus.ErrNoResponse, context.Cause(ctx))
 		case time.Now().Before(limit):
 			// It was meant for the request before, whose context ended as its
@@ -133,7 +133,7 @@ func (s *solo) receive(ctx context.Context, unit modbus.UnitID, req modbus.PDU, 
 			c.partial.Add(1)
 			return nil, s.lose(cutShort(len(s.in)))
 		default:
-			return nil, s.nothing(unit, timeout)
+			return nil, s.nothing(unit, req, timeout)
 		}
 		if err := conn.SetReadDeadline(limit); err != nil {
 			return nil, s.lose(err)
@@ -190,10 +190,10 @@ func (s *solo) take(unit modbus.UnitID, req modbus.PDU, from modbus.UnitID, pdu 
 	err := modbus.CheckResponse(req, pdu)
 	switch {
 	case err == nil:
-		c.responses.Add(1)
+		s.line.answered()
 		return bytes.Clone(pdu), nil
 	case answers(err):
-		c.responses.Add(1)
+		s.line.answered()
 		c.exceptions.Add(1)
 	default:
 		c.wrongAnswer.Add(1)
@@ -202,8 +202,8 @@ func (s *solo) take(unit modbus.UnitID, req modbus.PDU, from modbus.UnitID, pdu 
 }
 
 // nothing notes that a request got no answer.
-func (s *solo) nothing(unit modbus.UnitID, timeout time.Duration) error {
-	s.missing.add(s.tx, unit, timeout)
+func (s *solo) nothing(unit modbus.UnitID, req modbus.PDU, timeout time.Duration) error {
+	s.missing.add(s.tx, unit, req, timeout)
 	s.line.count.timeouts.Add(1)
 	s.silent++
 	if s.silent >= mostSilent && s.line.cfg.Kind == config.TCP {

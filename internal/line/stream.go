@@ -95,7 +95,7 @@ func (l *listener) accept() {
 			time.Sleep(100 * time.Millisecond)
 			continue
 		}
-		l.line.log.Info("device dialled in", "from", c.RemoteAddr().String())
+		l.line.log.Debug("device dialled in", "from", c.RemoteAddr().String())
 		l.mu.Lock()
 		if l.waiting != nil {
 			l.waiting.Close()

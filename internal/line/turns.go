@@ -670,7 +670,7 @@ func (t *turns) accept(q *question, buf []byte, s scan, sent time.Time) (modbus.
 	t.stray = append(t.stray[:0], buf[s.end:]...)
 	t.silent = 0
 	t.ledger(q.unit).answered(q.req, s.err != nil, sent, t.last)
-	c.responses.Add(1)
+	t.line.answered()
 	if s.err != nil {
 		c.exceptions.Add(1)
 		return nil, s.err
