@@ -1,6 +1,7 @@
 package line
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"time"
@@ -18,45 +19,60 @@ const mostMissing = 16
 type missing struct{ list []missed }
 
 type missed struct {
-	tx    uint16
-	unit  modbus.UnitID
+	head
 	until time.Time // it comes before then, or never
 }
 
 // add notes that the answer to a request was not waited for any longer.
-func (m *missing) add(tx uint16, unit modbus.UnitID, timeout time.Duration) {
+func (m *missing) add(tx uint16, unit modbus.UnitID, req modbus.PDU, timeout time.Duration) {
 	if len(m.list) == mostMissing {
 		m.list = slices.Delete(m.list, 0, 1)
 	}
-	m.list = append(m.list, missed{tx, unit, time.Now().Add(fenceTimes * timeout)})
+	m.list = append(m.list, missed{headOf(tx, unit, req), time.Now().Add(fenceTimes * timeout)})
 }
 
 // came notes that an answer has come.
 func (m *missing) came(tx uint16) {
-	m.list = slices.DeleteFunc(m.list, func(o missed) bool { return o.tx == tx })
+	m.list = slices.DeleteFunc(m.list, func(o missed) bool { return o.tx() == tx })
 }
 
 // within reports whether a missing answer begins in the frame b[:end].
 func (m *missing) within(b []byte, end int, now time.Time) bool {
-	return slices.ContainsFunc(m.list, func(o missed) bool { return now.Before(o.until) && beginsWithin(b, end, o.tx, o.unit) })
+	return slices.ContainsFunc(m.list, func(o missed) bool { return now.Before(o.until) && o.within(b, end) })
 }
 
-// beginsWithin reports whether a frame with this id and unit begins behind the
-// header of the frame b[:end]. As much of its own header as b has must fit, and
-// that must be more than the id.
-func beginsWithin(b []byte, end int, tx uint16, unit modbus.UnitID) bool {
-	const enough = 4
-	var head [modbus.MBAPLen]byte
-	binary.BigEndian.PutUint16(head[:], tx)
-	head[6] = byte(unit)
-	const length = 5 // of the frame: any
-	for i := modbus.MBAPLen; i < end && i+enough <= len(b); i++ {
-		same := 0
-		for same < len(head) && i+same < len(b) && (b[i+same] == head[same] || same == length) {
-			same++
+// head is what the answer to a request begins with: header and function. A
+// length of 0 is one that the request does not fix.
+type head [modbus.MBAPLen + 1]byte
+
+func headOf(tx uint16, unit modbus.UnitID, req modbus.PDU) (h head) {
+	modbus.AppendTCP(h[:0], tx, unit, req[:1])
+	n, _ := modbus.ResponseLen(req)
+	h[5] = 0
+	if n > 0 {
+		h[5] = byte(1 + n)
+	}
+	return h
+}
+
+func (h *head) tx() uint16 { return binary.BigEndian.Uint16(h[:]) }
+
+// within reports whether an answer with this head, or a refusal, begins behind
+// the header of the frame b[:end].
+func (h *head) within(b []byte, end int) bool {
+	const length, function, refused = 5, 7, 0x80
+	for i := modbus.MBAPLen; i < end && i+len(h) <= len(b); i++ {
+		c := b[i : i+len(h)]
+		if !bytes.Equal(c[:length], h[:length]) || c[6] != h[6] {
+			continue
 		}
-		if same == len(head) || i+same == len(b) {
-			return true
+		switch c[function] {
+		case h[function]:
+			if h[length] == 0 || c[length] == h[length] {
+				return true
+			}
+		case h[function] | refused:
+			return c[length] == 1+2
 		}
 	}
 	return false
