@@ -493,7 +493,8 @@ func isAnswer(err error) bool {
 }
 
 // wireDown notes that there is no wire. Requests wait meanwhile; when it lasts,
-// the devices are called offline.
+// the devices are called offline. What is wrong with the wire is the line's to
+// report, once for all of them.
 func (b *Bus) wireDown(now instant, err error) {
 	l := &b.link
 	if !l.down {
@@ -507,7 +508,7 @@ func (b *Bus) wireDown(now instant, err error) {
 		return
 	}
 	l.told = true
-	b.log.Warn("devices out of reach: no wire", "devices", len(b.devices), "err", err)
+	b.log.Debug("devices out of reach: no wire", "devices", len(b.devices), "err", err)
 	for _, d := range b.devices {
 		if d.broadcast {
 			continue // nothing was ever known of it
@@ -529,7 +530,7 @@ func (b *Bus) wireUp(now instant) {
 		return
 	}
 	if l.told {
-		b.log.Info("wire back", "after", (now - l.since).Round(time.Millisecond))
+		b.log.Debug("wire back", "after", (now - l.since).Round(time.Millisecond))
 		for _, d := range b.devices {
 			d.resume(now)
 			// What is never polled would not be found to be back.

@@ -595,10 +595,12 @@ func (b *Bus) setState(d *device, s State, now instant, err error) {
 	case b.link.down || s == Online && d.cutOff: // one line is enough for all of them
 	case s == Online && was == Unknown:
 		log.Info("device online")
-	case s == Online:
+	case s == Online && was == Offline:
 		log.Info("device back", "after", (now - d.lostAt).Round(time.Millisecond))
-	case s == Suspect:
-		log.Info("device does not answer", "err", err)
+	case s == Online:
+		log.Debug("device answers again", "after", (now - d.lostAt).Round(time.Millisecond))
+	case s == Suspect: // in a second it is back, or offline
+		log.Debug("device does not answer", "err", err)
 	case s == Offline:
 		log.Warn("device offline", "after", (now - d.lostAt).Round(time.Millisecond), "err", err)
 	}
@@ -713,6 +715,18 @@ func (b *Bus) refuseItem(d *device, it item, err error) {
 
 func (d *device) span(it item) Read {
 	return Read{Table: d.points[it.points[0]].Table, Address: uint16(it.start), Count: uint16(it.end - it.start), Points: it.points}
+}
+
+// tellFailure logs that d answers a read with an exception that says nothing
+// about the read: it has failed, or is busy all the time. Once for each
+// exception, for it may be so at each poll.
+func (b *Bus) tellFailure(d *device, r Read, err error) {
+	key := err.Error()
+	if d.told[key] {
+		return
+	}
+	d.told[key] = true
+	b.log.Warn("device answers, but not with values", "device", d.cfg.Name, "unit", d.cfg.Unit, "point", d.points[r.Points[0]].ID, "err", err)
 }
 
 // tellRefusal logs a refusal, once for each read: it is learned anew time and

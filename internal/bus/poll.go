@@ -265,6 +265,7 @@ func (b *Bus) finishRead(o *op, now instant) {
 	case isAnswer(o.err) || errors.Is(o.err, modbus.ErrInvalidRequest):
 		res.err = o.err
 		p.failed = true
+		b.tellFailure(d, res.r.Read, o.err)
 	default:
 		res.tries++
 		switch {
