@@ -34,11 +34,10 @@ import (
 )
 
 const (
-	// tick is how often sessions are looked after and what has changed is
-	// saved: a power cut loses at most two ticks.
-	tick = time.Second
 	// closeTimeout is how long the clients have to leave when Run ends.
 	closeTimeout = 4 * time.Second
+	// drainTimeout is how long of that is for messages still on their way.
+	drainTimeout = 100 * time.Millisecond
 	// sysInterval is how often the $SYS topics are published, in ticks.
 	sysInterval = 30
 	// writesPending is how many messages may be on their way from a publisher
@@ -235,7 +234,7 @@ func (b *Broker) Addrs() []net.Addr {
 // It may be called once.
 func (b *Broker) Run(ctx context.Context) error {
 	close(b.running)
-	t := time.NewTicker(tick)
+	t := time.NewTicker(b.times.tick)
 	defer t.Stop()
 	for n := 0; ; {
 		select {
@@ -307,21 +306,14 @@ func (b *Broker) Close() (err error) {
 		b.mu.Unlock()
 		b.closeListeners()
 		b.wires.close(false)
-		over := make(chan error, 1)
+		over := make(chan struct{})
 		go func() { // ends with the last connection
-			e := b.server.Close()
 			b.conns.Wait()
-			over <- e
+			close(over)
 		}()
-		select {
-		case err = <-over:
-		case <-time.After(closeTimeout):
-			b.wires.close(true)
-			select {
-			case err = <-over:
-			case <-time.After(time.Second):
-				err = errors.New("clients do not let go")
-			}
+		// Only then the server: it waits for its clients without a limit.
+		if err = b.letGo(over); err == nil {
+			err = b.server.Close()
 		}
 		for _, w := range b.tracks.wills(time.Now(), true) {
 			b.publishWill(&w.Will)
@@ -330,6 +322,38 @@ func (b *Broker) Close() (err error) {
 		err = errors.Join(err, b.store.close())
 	})
 	return err
+}
+
+// letGo ends all clients until over is closed: first those that have got all
+// that was for them, soon the others.
+func (b *Broker) letGo(over <-chan struct{}) error {
+	start := time.Now()
+	for {
+		patient := time.Since(start) < drainTimeout
+		b.mu.Lock()
+		for _, g := range b.live {
+			if g == nil || patient && g.pending() > 0 && !g.held.Load() && !g.flow.full() {
+				continue
+			}
+			cl := g.client.Load()
+			if cl.Properties.ProtocolVersion == 5 {
+				_ = b.server.DisconnectClient(cl, packets.ErrServerShuttingDown)
+			}
+			cl.Stop(packets.ErrServerShuttingDown)
+		}
+		b.mu.Unlock()
+		switch late := time.Since(start); {
+		case late > closeTimeout+time.Second:
+			return errors.New("clients do not let go")
+		case late > closeTimeout:
+			b.wires.close(true)
+		}
+		select {
+		case <-over:
+			return nil
+		case <-time.After(time.Millisecond):
+		}
+	}
 }
 
 // Deliver publishes msgs in order as the gateway's own: no access list, no

@@ -14,8 +14,11 @@ import (
 	mochi "github.com/mochi-mqtt/server/v2"
 )
 
-// times are the limits of a connection; tests have shorter ones.
+// times are the broker's; tests have shorter ones.
 type times struct {
+	// tick is how often sessions are looked after and what has changed is
+	// saved: a power cut loses at most two ticks.
+	tick time.Duration
 	// connect is for all that comes before the session: TLS handshake,
 	// WebSocket upgrade, CONNECT, the check of the password.
 	connect time.Duration
@@ -26,7 +29,7 @@ type times struct {
 }
 
 func usualTimes() times {
-	return times{connect: 10 * time.Second, write: 5 * time.Second, goodbye: time.Second}
+	return times{tick: time.Second, connect: 10 * time.Second, write: 5 * time.Second, goodbye: time.Second}
 }
 
 // writeChunk is what a client must take within times.write, in bytes.
@@ -126,9 +129,9 @@ type guard struct {
 	parted    bool   // the library has finished with the client
 	published int    // messages of the client
 
-	// Messages that the library was about to queue for the client, and those
-	// it has encoded since; what it dropped in between makes the first too high.
-	offered, encoded atomic.Int64
+	// Messages that the library has queued for the client, and those it has
+	// encoded since; stuckAt is where the encoder was when it did not go on.
+	offered, encoded, stuckAt atomic.Int64
 
 	held atomic.Bool // a goroutine of the client is in makeRoom
 
@@ -148,6 +151,7 @@ func newGuard(w *wire, stream io.ReadWriteCloser, total *atomic.Int64) *guard {
 		wake: make(chan struct{}, 1), done: make(chan struct{}), dead: make(chan struct{}),
 	}
 	g.room = sync.NewCond(&g.mu)
+	g.stuckAt.Store(-1)
 	return g
 }
 
@@ -304,14 +308,18 @@ const (
 func (g *guard) pending() int64 { return g.offered.Load() - g.encoded.Load() }
 
 // catchUp gives the library's encoder for this client its turn, until it has
-// few messages left. It waits for the processor only: when the client holds the
-// encoder up, by acknowledgements that do not come or by not reading, nobody
-// else waits for that. own says that the caller is the client's own reader,
-// which waits for the latter.
+// few messages left. It waits for the processor only, and not long: when the
+// client holds the encoder up, by acknowledgements that do not come or by not
+// reading, nobody else waits for that. own says that the caller is the client's
+// own reader, which waits for the latter.
 func (g *guard) catchUp(own bool) {
-	const patience = 100 // times 50 µs
+	const patience = 50 * time.Millisecond
 	last := g.encoded.Load()
-	for still := 0; g.offered.Load()-last > lowPending && !g.flow.full(); {
+	if last == g.stuckAt.Load() {
+		return // it has not moved since it was waited for in vain
+	}
+	moved := time.Now()
+	for turns := 0; g.offered.Load()-last > lowPending && !g.flow.full(); turns++ {
 		held := g.held.Load()
 		select {
 		case <-g.dead:
@@ -323,18 +331,16 @@ func (g *guard) catchUp(own bool) {
 			return
 		case held:
 			time.Sleep(time.Millisecond)
-			still = 0
-		case still < 10:
+			moved = time.Now()
+		case turns < 10:
 			runtime.Gosched()
 		default:
 			time.Sleep(50 * time.Microsecond)
 		}
-		now := g.encoded.Load()
-		if still++; now != last {
-			last, still = now, 0
-		}
-		if still == patience {
-			g.offered.Store(last) // they were never queued
+		if now := g.encoded.Load(); now != last {
+			last, moved = now, time.Now()
+		} else if time.Since(moved) > patience {
+			g.stuckAt.Store(last)
 			return
 		}
 	}

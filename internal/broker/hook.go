@@ -206,7 +206,8 @@ func (h *hook) OnACLCheck(cl *mochi.Client, topic string, write bool) bool {
 		if !acc.maySubscribe(unshared(topic)) {
 			return false
 		}
-		if g := guardOf(cl); g != nil {
+		// For a message this means that it is queued now, unless too many wait.
+		if g := guardOf(cl); g != nil && cl.State.Inflight.Len() < maxInflightCount {
 			g.offered.Add(1)
 		}
 		return true
@@ -307,7 +308,9 @@ func (h *hook) OnPacketEncode(cl *mochi.Client, pk packets.Packet) packets.Packe
 		g.makeRoom()
 	case packets.Publish:
 		g.makeRoom()
-		g.encoded.Add(1)
+		if !pk.FixedHeader.Dup { // what is sent again was not queued
+			g.encoded.Add(1)
+		}
 		if pk.FixedHeader.Qos > 0 {
 			// What is sent again is written by the client's own reader, which
 			// must not wait for what it is to read.
@@ -341,6 +344,9 @@ func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
 func (h *hook) OnSubscribed(cl *mochi.Client, pk packets.Packet, codes []byte) {
 	for i, code := range codes {
 		if code < packets.ErrUnspecifiedError.Code {
+			if g := guardOf(cl); g != nil {
+				g.offered.Add(-1) // OnACLCheck took the filter for a message
+			}
 			continue
 		}
 		h.b.count.refusedSubscriptions.Add(1)
@@ -397,7 +403,10 @@ func (b *Broker) handOut(pk *packets.Packet) {
 // OnPublishDropped is a message that a client did not get because too much
 // waits for it already.
 func (h *hook) OnPublishDropped(cl *mochi.Client, _ packets.Packet) {
-	h.b.dropped(cl)
+	if g := guardOf(cl); g != nil {
+		g.offered.Add(-1)
+	}
+	h.b.dropped(cl, true)
 	h.b.tracks.touch(cl) // the library does not say which one it was
 }
 

@@ -165,7 +165,7 @@ func TestSubscriberThatStopsReading(t *testing.T) {
 		for _, version := range []byte{4, 5} {
 			t.Run(fmt.Sprintf("QoS %d MQTT %d", qos, version), func(t *testing.T) {
 				t.Parallel()
-				limits := usualTimes()
+				limits := testTimes()
 				limits.write = 500 * time.Millisecond
 				b := runTimes(t, everybody(), "", limits)
 				good := connect(t, b.addr(), hello{id: "good", version: version})
@@ -244,7 +244,7 @@ func TestTakeoverOfStuckClient(t *testing.T) {
 // waits for it is bounded.
 func TestClientThatNeverReadsAnswers(t *testing.T) {
 	t.Parallel()
-	limits := usualTimes()
+	limits := testTimes()
 	limits.write = 300 * time.Millisecond
 	b := runTimes(t, everybody(), "", limits)
 	check := healthy(t, b)
@@ -297,7 +297,7 @@ func TestHalfOpenClients(t *testing.T) {
 // The whole CONNECT has to come in time, however slowly its bytes do.
 func TestSlowConnect(t *testing.T) {
 	t.Parallel()
-	limits := usualTimes()
+	limits := testTimes()
 	limits.connect = 300 * time.Millisecond
 	b := runTimes(t, everybody(), "", limits)
 	start := time.Now()

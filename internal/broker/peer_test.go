@@ -61,7 +61,13 @@ func (l *logBuffer) String() string {
 // run starts a broker; it is stopped with the test, or by stop.
 func run(t testing.TB, cfg config.Broker, dir string) *testBroker {
 	t.Helper()
-	return runTimes(t, cfg, dir, usualTimes())
+	return runTimes(t, cfg, dir, testTimes())
+}
+
+func testTimes() times {
+	t := usualTimes()
+	t.tick = 100 * time.Millisecond
+	return t
 }
 
 func runTimes(t testing.TB, cfg config.Broker, dir string, times times) *testBroker {

@@ -71,6 +71,7 @@ func TestRetained(t *testing.T) {
 	p := connect(t, b.addr(), hello{id: "p"})
 	p.publish("r/1", "old", 1, true)
 	p.publish("r/1", "new", 1, true)
+	p.ping() // the PUBACK comes before the message is passed on
 	b.deliver(t, "r/2", "ours", 1, true)
 	b.deliver(t, "r/3", "cleared", 1, true)
 	b.deliver(t, "r/3", "", 1, true)
@@ -677,6 +678,27 @@ func TestProperties(t *testing.T) {
 	for _, want := range []string{"answers/here", "id-1", "application/json", "key", "value", "\x0b\x63"} {
 		if !strings.Contains(string(body), want) {
 			t.Errorf("%q is not in %q", want, body)
+		}
+	}
+}
+
+// The last words before the end arrive: the gateway says there that it goes.
+func TestLastMessages(t *testing.T) {
+	for _, version := range []byte{4, 5} {
+		b := run(t, everybody(), "")
+		p := connect(t, b.addr(), hello{id: "p", version: version})
+		p.subscribe(1, "#")
+		for i := range 200 {
+			b.deliver(t, "t", fmt.Sprint(i), 1, false)
+		}
+		b.stop()
+		for i := range 200 {
+			if r := p.parse(p.read()); r.payload != fmt.Sprint(i) {
+				t.Fatalf("got %v, want %d", r, i)
+			}
+		}
+		if head, body := p.closed(); version == 5 && (head != 0xE0 || body[0] != 0x8B) || version == 4 && head != 0 {
+			t.Errorf("MQTT %d: %#x % x at the end", version, head, body)
 		}
 	}
 }

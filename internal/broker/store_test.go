@@ -190,7 +190,7 @@ func TestPowerCut(t *testing.T) {
 	p.disconnect()
 	pub := connect(t, b.addr(), hello{id: "pub"})
 	pub.publish("q", "1", 1, true)
-	time.Sleep(2*tick + tick/2) // the promise is about time
+	time.Sleep(5 * testTimes().tick / 2) // the promise is about time
 	cut, err := os.ReadFile(filepath.Join(dir, storeFile))
 	if err != nil {
 		t.Fatal(err)
@@ -213,9 +213,12 @@ func TestPowerCut(t *testing.T) {
 // written: flash wears.
 func TestNothingIsWritten(t *testing.T) {
 	dir := t.TempDir()
-	b := run(t, kept(), dir)
+	limits := usualTimes()
+	limits.tick = time.Hour // save is called here only
+	b := runTimes(t, kept(), dir, limits)
 	p := connect(t, b.addr(), hello{id: "p", keep: true})
 	p.subscribe(1, "#")
+	p.ping()
 	b.deliver(t, "t", "first", 1, true)
 	p.take()
 	p.ping()
@@ -307,10 +310,10 @@ func TestDamagedFile(t *testing.T) {
 		"all but meta pages": func(b []byte) []byte { clear(b[2*page:]); return b },
 		"a record":           func(b []byte) []byte { b[bytes.Index(b, bytes.Repeat([]byte{7}, 100))+5] ^= 1; return b },
 	}
-	for n := 0; n < len(good); n += 4999 {
+	for n := 0; n < len(good); n += 7999 {
 		damage[fmt.Sprint("cut at ", n)] = func(b []byte) []byte { return b[:n] }
 	}
-	for n := 0; n < len(good); n += 1597 {
+	for n := 0; n < len(good); n += 2503 {
 		damage[fmt.Sprint("noise at ", n)] = func(b []byte) []byte {
 			for i := range 16 {
 				b[min(n+i, len(b)-1)] ^= byte(0xA5 + i)

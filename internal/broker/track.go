@@ -372,13 +372,15 @@ func (h *hook) OnQosPublish(cl *mochi.Client, pk packets.Packet, _ int64, _ int)
 	if cl.State.Inflight.Delete(pk.PacketID) {
 		atomic.AddInt64(&h.b.server.Info.Inflight, -1)
 	}
-	h.b.dropped(cl)
+	h.b.dropped(cl, cl.Closed())
 }
 
-// dropped counts a message that a client does not get, and tells it once for
-// each connection.
-func (b *Broker) dropped(cl *mochi.Client) {
-	b.count.dropped.Add(1)
+// dropped counts a message that a client does not get, or only at most once if
+// lost is false, and tells it once for each connection.
+func (b *Broker) dropped(cl *mochi.Client, lost bool) {
+	if lost {
+		b.count.dropped.Add(1)
+	}
 	if b.tracks.loses(cl) {
 		b.notices.log(b.log, slog.LevelWarn, "too much waits for a client, newer messages are dropped", "client", cl.ID,
 			"connected", !cl.Closed())

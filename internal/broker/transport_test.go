@@ -312,7 +312,7 @@ func TestWebSocket(t *testing.T) {
 		}
 	})
 	t.Run("one that stops reading", func(t *testing.T) {
-		limits := usualTimes()
+		limits := testTimes()
 		limits.write = 300 * time.Millisecond
 		cfg := everybody()
 		cfg.Listen = append(cfg.Listen, config.BrokerListener{Scheme: "ws", Address: "127.0.0.1:0", Path: "/"})
@@ -331,7 +331,7 @@ func TestWebSocket(t *testing.T) {
 		wait(t, "it is cut off", func() bool { return b.Stats().Stuck == 1 && b.Stats().Clients == 0 })
 	})
 	t.Run("half a handshake", func(t *testing.T) {
-		limits := usualTimes()
+		limits := testTimes()
 		limits.connect = 200 * time.Millisecond
 		cfg := everybody()
 		cfg.Listen = []config.BrokerListener{{Scheme: "ws", Address: "127.0.0.1:0", Path: "/"}}
