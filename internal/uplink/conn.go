@@ -346,7 +346,7 @@ func (c *Conn) flush() error {
 		c.out = nil // one large message is no reason to keep as much for ever
 	}
 	if err != nil {
-		return sessionFault(err)
+		return c.Err() // the connection may have ended before, and for a better reason
 	}
 	return nil
 }

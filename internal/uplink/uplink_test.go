@@ -600,13 +600,21 @@ func TestStuckWindow(t *testing.T) {
 // AWS does: what it refuses is given up and named, all else arrives in order.
 func TestRefusedTopic(t *testing.T) {
 	t.Parallel()
-	for qos := range uint8(2) {
-		t.Run(fmt.Sprintf("QoS %d", qos), func(t *testing.T) {
+	for _, row := range []struct {
+		name    string
+		qos     uint8
+		goodbye string // what it sends before it closes the connection
+	}{
+		{"QoS 0", 0, ""},
+		{"QoS 1", 1, ""},
+		{"QoS 1, with DISCONNECT", 1, "\xE0\x00"}, // mochi, our own broker
+	} {
+		t.Run(row.name, func(t *testing.T) {
 			var mu sync.Mutex
 			var got []string
 			b := newFakeBroker(t, func(p packetIn, id uint16) ([]byte, bool) {
 				if p.kind == 3 && p.topic == "gw1/secret" {
-					return nil, false
+					return []byte(row.goodbye), false
 				}
 				if p.kind == 3 && p.topic == "gw1/p" {
 					mu.Lock()
@@ -619,7 +627,7 @@ func TestRefusedTopic(t *testing.T) {
 			const n = 300
 			for i := range n {
 				if i%50 == 25 {
-					if err := r.q.Deliver(t.Context(), mqtt.Message{Topic: "gw1/secret", Payload: []byte("x"), QoS: qos}); err != nil {
+					if err := r.q.Deliver(t.Context(), mqtt.Message{Topic: "gw1/secret", Payload: []byte("x"), QoS: row.qos}); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -643,7 +651,7 @@ func TestRefusedTopic(t *testing.T) {
 			if next != n {
 				t.Errorf("messages from %d on are lost", next)
 			}
-			if qos == 0 {
+			if row.qos == 0 {
 				return // a few go unseen before there is a suspicion
 			}
 			if s := r.Status(); s.Refused != n/50 {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -180,6 +181,10 @@ func (w *wire) packet() error {
 	kind, flags := b[0]>>4, b[0]&0x0F
 	name, fixed := packetKind(kind)
 	switch {
+	case kind == disconnect && w.greeted:
+		// MQTT 3.1.1 leaves DISCONNECT to clients (clause 3.14), but brokers that
+		// speak MQTT 5 too send it before they hang up. It says no more than that.
+		return io.EOF
 	case name == "":
 		return fmt.Errorf("%w: the broker sent a packet of type %d, which is not for brokers to send", errProtocol, kind)
 	case fixed >= 0 && length != fixed:
@@ -214,8 +219,9 @@ func (w *wire) packet() error {
 
 // Kinds of packets beside puback and pubcomp (clause 2.2.1).
 const (
-	connack = 2
-	publish = 3
+	connack    = 2
+	publish    = 3
+	disconnect = 14
 )
 
 // packetKind returns the name of a packet that a broker may send to a client
