@@ -88,6 +88,18 @@ type Broker struct {
 type receiver struct {
 	filter mqtt.Filter
 	handle mqtt.Handler
+
+	mu       sync.RWMutex // read-locked while handle runs
+	canceled bool
+}
+
+// call hands m over unless the subscription was canceled.
+func (r *receiver) call(m mqtt.Message, reply func(mqtt.Message)) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if !r.canceled {
+		r.handle(m, reply)
+	}
 }
 
 type counters struct {
@@ -117,7 +129,7 @@ type Stats struct {
 	Lost      uint64 // connections that ended without a DISCONNECT
 	Stuck     uint64 // of those: cut off because they did not read
 	Malformed uint64 // connections ended over what MQTT forbids
-	Panics    uint64 // of those: packets that upset the decoder
+	Panics    uint64 // of those: packets that caused a panic
 	Evicted   uint64 // connections that made room for others before they said CONNECT
 
 	RefusedConnects      uint64 // wrong password, client id, will, too many clients
@@ -356,11 +368,11 @@ func (b *Broker) letGo(over <-chan struct{}) error {
 	}
 }
 
-// Deliver publishes msgs in order as the gateway's own: no access list, no
-// will, no packet. It waits for no subscriber: one who does not keep up loses
-// messages, or is cut off. A message that mqtt.Message.Check
-// refuses is left out and named in the error. Neither the slice nor the
-// payloads are kept. After Run or Close the error is ErrClosed.
+// Deliver publishes msgs in order as the gateway's own, whatever the access
+// lists say. It waits for no subscriber: one who does not keep up loses
+// messages, or is cut off. A message that mqtt.Message.Check refuses is left
+// out and named in the error. Neither the slice nor the payloads are kept.
+// After Run or Close the error is ErrClosed.
 func (b *Broker) Deliver(_ context.Context, msgs ...mqtt.Message) error {
 	var errs []error
 	for i := range msgs {
@@ -404,8 +416,9 @@ func (b *Broker) pace() {
 // acknowledgement; and first, with Retain set, with the messages of clients
 // that are retained for it. The gateway's own messages are not handed out. handle
 // runs in the client's goroutine, for several clients at once, and must not
-// block; its reply publishes as Deliver does. After cancel no call begins. The
-// error wraps mqtt.ErrInvalid for a filter that is none.
+// block; its reply publishes as Deliver does. cancel, which handle must not
+// call, waits for calls under way; none begins after it. The error wraps
+// mqtt.ErrInvalid for a filter that is none.
 func (b *Broker) Subscribe(filter mqtt.Filter, handle mqtt.Handler) (cancel func(), err error) {
 	if err := mqtt.ValidFilter(string(filter)); err != nil {
 		return nil, err
@@ -413,17 +426,20 @@ func (b *Broker) Subscribe(filter mqtt.Filter, handle mqtt.Handler) (cancel func
 	if b.closed.Load() {
 		return nil, ErrClosed
 	}
-	r := &receiver{filter, handle}
+	r := &receiver{filter: filter, handle: handle}
 	b.change(func(rs []*receiver) []*receiver { return append(rs, r) })
 	for topic, pk := range b.server.Topics.Retained.GetAll() {
 		if pk.Origin != mochi.InlineClientId && filter.Match(topic) {
-			handle(mqtt.Message{Topic: topic, Payload: slices.Clone(pk.Payload), QoS: pk.FixedHeader.Qos, Retain: true}, b.reply)
+			r.call(mqtt.Message{Topic: topic, Payload: slices.Clone(pk.Payload), QoS: pk.FixedHeader.Qos, Retain: true}, b.reply)
 		}
 	}
 	return func() {
 		b.change(func(rs []*receiver) []*receiver {
 			return slices.DeleteFunc(rs, func(o *receiver) bool { return o == r })
 		})
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.canceled = true
 	}, nil
 }
 

@@ -49,7 +49,7 @@ const (
 var (
 	errSlow  = errors.New("it does not keep up with what is written to it")
 	errTaken = errors.New("taken over by a newer connection with the same client id")
-	errPanic = errors.New("the decoder panicked")
+	errPanic = errors.New("panic")
 )
 
 // wire is an accepted TCP connection. It counts its bytes, and once it carries
@@ -123,11 +123,12 @@ type guard struct {
 	willDelay time.Duration
 
 	// The reading goroutine's own.
-	subID     uint16 // of the SUBSCRIBE or UNSUBSCRIBE under way
-	refused   string // the topic that refusedTopic stands for
-	told      string // the topic of the last refusal that was logged
-	parted    bool   // the library has finished with the client
-	published int    // messages of the client
+	subID     uint16   // of the SUBSCRIBE or UNSUBSCRIBE under way
+	refused   string   // the topic that refusedTopic stands for
+	told      string   // the topic of the last refusal that was logged
+	parted    bool     // the library has finished with the client
+	published int      // messages of the client
+	renewed   []string // filters of the last SUBSCRIBE that it had before
 
 	// Messages that the library has queued for the client, and those it has
 	// encoded since; stuckAt is where the encoder was when it did not go on.
@@ -384,25 +385,24 @@ func (f *flow) setWindow(n int) {
 	f.window, f.open, f.freed = n, make(map[uint16]struct{}), make(chan struct{}, 1)
 }
 
-// enter takes a place for the message id, and waits for one if wait says so,
-// until dead.
-func (f *flow) enter(id uint16, wait bool, dead <-chan struct{}) {
+// enter takes a place for the message id, if there is one or it has one. Else it
+// waits for one if wait says so, until dead; false says that it has none.
+func (f *flow) enter(id uint16, wait bool, dead <-chan struct{}) bool {
 	for {
 		f.mu.Lock()
-		if f.window == 0 {
-			f.mu.Unlock()
-			return
-		}
-		if _, again := f.open[id]; again || !wait || len(f.open) < f.window {
+		_, again := f.open[id]
+		ok := f.window == 0 || again || len(f.open) < f.window
+		if ok && f.window > 0 {
 			f.open[id] = struct{}{}
-			f.mu.Unlock()
-			return
 		}
 		f.mu.Unlock()
+		if ok || !wait {
+			return ok
+		}
 		select {
 		case <-f.freed:
 		case <-dead:
-			return
+			return false
 		}
 	}
 }

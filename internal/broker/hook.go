@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	mochi "github.com/mochi-mqtt/server/v2"
@@ -44,7 +46,7 @@ func (h *hook) ID() string { return "fieldgate" }
 func (h *hook) Provides(b byte) bool {
 	switch b {
 	case mochi.OnConnect, mochi.OnConnectAuthenticate, mochi.OnACLCheck, mochi.OnSessionEstablished, mochi.OnDisconnect,
-		mochi.OnPacketRead, mochi.OnPacketEncode, mochi.OnSubscribe, mochi.OnSubscribed, mochi.OnUnsubscribed,
+		mochi.OnPacketRead, mochi.OnPacketEncode, mochi.OnPacketProcessed, mochi.OnSubscribe, mochi.OnSubscribed, mochi.OnUnsubscribed,
 		mochi.OnPublish, mochi.OnPublished, mochi.OnPublishDropped, mochi.OnRetainPublished, mochi.OnRetainMessage,
 		mochi.OnQosPublish, mochi.OnQosComplete, mochi.OnQosDropped, mochi.OnWill, mochi.OnWillSent:
 		return true
@@ -324,20 +326,67 @@ func (h *hook) OnPacketEncode(cl *mochi.Client, pk packets.Packet) packets.Packe
 // one, but would take "a/b+".
 func (h *hook) OnSubscribe(cl *mochi.Client, pk packets.Packet) packets.Packet {
 	room := maxSubscriptions - cl.State.Subscriptions.Len()
+	var renewed []string
 	for i := range pk.Filters {
 		f := &pk.Filters[i].Filter
 		err := checkFilter(unshared(*f))
-		if _, has := cl.State.Subscriptions.Get(*f); err == nil && !has {
-			if room--; room < 0 {
-				err = fmt.Errorf("more than %d subscriptions", maxSubscriptions)
-			}
+		if _, has := cl.State.Subscriptions.Get(*f); has {
+			renewed = append(renewed, *f)
+		} else if room--; err == nil && room < 0 {
+			err = fmt.Errorf("more than %d subscriptions", maxSubscriptions)
 		}
 		if err != nil {
 			h.b.notices.log(h.b.log, slog.LevelWarn, "subscription refused", "client", cl.ID, "filter", *f, "err", err)
 			*f = ""
 		}
 	}
+	if g := guardOf(cl); g != nil {
+		g.renewed = renewed
+	}
 	return pk
+}
+
+// OnPacketProcessed sends a new subscriber of "a/#" what is retained on "a"
+// (clause 4.7.1.2); the library begins one level below.
+func (h *hook) OnPacketProcessed(cl *mochi.Client, pk packets.Packet, err error) {
+	g := guardOf(cl)
+	if err != nil || g == nil || pk.FixedHeader.Type != packets.Subscribe {
+		return
+	}
+	for _, sub := range pk.Filters {
+		parent, ok := strings.CutSuffix(sub.Filter, "/#")
+		_, taken := cl.State.Subscriptions.Get(sub.Filter)
+		if !ok || !taken || mochi.IsSharedFilter(sub.Filter) ||
+			sub.RetainHandling == 2 || sub.RetainHandling == 1 && slices.Contains(g.renewed, sub.Filter) {
+			continue
+		}
+		for _, m := range h.b.server.Topics.Messages(parent) {
+			h.sendRetained(cl, g, &m, &sub)
+		}
+	}
+}
+
+// sendRetained sends a retained message from the client's own goroutine.
+func (h *hook) sendRetained(cl *mochi.Client, g *guard, m *packets.Packet, sub *packets.Subscription) {
+	out := m.Copy(false)
+	out.FixedHeader.Qos = min(out.FixedHeader.Qos, sub.Qos)
+	if sub.Identifier > 0 {
+		out.Properties.SubscriptionIdentifier = []int{sub.Identifier}
+	}
+	if out.FixedHeader.Qos > 0 {
+		id, err := cl.NextPacketID()
+		if err != nil || !g.flow.enter(uint16(id), false, nil) {
+			out.FixedHeader.Qos = 0 // its acknowledgements are read by this goroutine
+		} else {
+			out.PacketID = uint16(id)
+			if cl.State.Inflight.Set(out) {
+				atomic.AddInt64(&h.b.server.Info.Inflight, 1)
+				h.OnQosPublish(cl, out, out.Created, 0)
+			}
+		}
+	}
+	g.offered.Add(1)
+	_ = cl.WritePacket(out) // fails only when the client is gone
 }
 
 // OnSubscribed counts what was refused.
@@ -395,7 +444,7 @@ func (h *hook) OnWillSent(_ *mochi.Client, pk packets.Packet) { h.b.handOut(&pk)
 func (b *Broker) handOut(pk *packets.Packet) {
 	for _, r := range *b.handlers.Load() {
 		if r.filter.Match(pk.TopicName) {
-			r.handle(mqtt.Message{Topic: pk.TopicName, Payload: pk.Payload, QoS: pk.FixedHeader.Qos}, b.reply)
+			r.call(mqtt.Message{Topic: pk.TopicName, Payload: pk.Payload, QoS: pk.FixedHeader.Qos}, b.reply)
 		}
 	}
 }

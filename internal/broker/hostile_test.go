@@ -67,7 +67,7 @@ func TestPacketThatPanics(t *testing.T) {
 	if p := connect(t, b.addr(), hello{id: "p", version: 5, keep: true}); !p.session {
 		t.Error("the session that was to be kept is gone")
 	}
-	if !strings.Contains(b.log.String(), "upset the decoder") {
+	if !strings.Contains(b.log.String(), "a packet caused a panic") {
 		t.Error("nothing is logged")
 	}
 }

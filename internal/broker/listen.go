@@ -281,7 +281,7 @@ func (l *listener) live(w *wire, stream io.ReadWriteCloser) {
 				l.b.count.panics.Add(1)
 				err = fmt.Errorf("%w: %v", errPanic, p)
 				remote := w.RemoteAddr().String()
-				l.b.notices.log(l.b.log, slog.LevelWarn, "a packet upset the decoder", "remote", remote, "panic", fmt.Sprint(p))
+				l.b.notices.log(l.b.log, slog.LevelWarn, "a packet caused a panic, its connection is closed", "remote", remote, "panic", fmt.Sprint(p))
 				l.b.log.Debug("stack of the panic", "remote", remote, "stack", string(debug.Stack()))
 			}
 		}()

@@ -14,6 +14,7 @@ import (
 
 	mochi "github.com/mochi-mqtt/server/v2"
 
+	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 )
 
@@ -701,4 +702,74 @@ func TestLastMessages(t *testing.T) {
 			t.Errorf("MQTT %d: %#x % x at the end", version, head, body)
 		}
 	}
+}
+
+// "a/#" is about "a" too, as soon as it is subscribed to.
+func TestRetainedOfParent(t *testing.T) {
+	b := run(t, plantAnd(t), "")
+	for _, topic := range []string{"a", "a/b", "x/a", "y/a"} {
+		b.deliver(t, topic, topic, 2, true)
+	}
+	for qos := range byte(2) {
+		for _, tt := range []struct {
+			filter string
+			want   []string
+		}{
+			{"a/#", []string{"a", "a/b"}}, {"+/a/#", []string{"x/a", "y/a"}}, {"a", []string{"a"}}, {"none/#", nil}, {"$share/g/a/#", nil},
+		} {
+			p := connect(t, b.addr(), hello{id: "p", version: 5, receiveMax: 1})
+			p.write(packet(0x82, append(str([]byte{0, 1, 0}, tt.filter), qos)))
+			p.write([]byte{0xC0, 0})
+			var got []string
+			for {
+				head, body := p.read()
+				if head == 0xD0 {
+					break
+				}
+				if head == 0x90 {
+					continue
+				}
+				r := p.parse(head, body)
+				if !r.retain {
+					t.Errorf("got %v", r)
+				}
+				if r.qos == 1 {
+					p.ack(0x40, r.id)
+				}
+				got = append(got, r.topic)
+			}
+			for len(got) < len(tt.want) { // those that waited for an acknowledgement
+				got = append(got, p.take().topic)
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("%s QoS %d: got %q, want %q", tt.filter, qos, got, tt.want)
+			}
+		}
+	}
+	// Retain handling 1: not for a subscription that was there.
+	p := connect(t, b.addr(), hello{id: "p", version: 5})
+	for _, want := range []bool{true, false} {
+		p.write(packet(0x82, append(str([]byte{0, 1, 0}, "a/b/#"), 0x10)))
+		if head, _ := p.read(); head != 0x90 {
+			t.Fatal("no SUBACK")
+		}
+		if want {
+			p.take()
+		}
+		p.ping()
+	}
+	if q := connect(t, b.addr(), hello{id: "q", user: "hmi", password: "hmi's"}); q.subscribe(0, "a/#")[0] != 0x80 {
+		t.Error("allowed")
+	} else {
+		q.ping()
+	}
+}
+
+// plantAnd is plant with anonymous clients beside.
+func plantAnd(t *testing.T) config.Broker {
+	t.Helper()
+	cfg := plant()
+	cfg.Anonymous = true
+	return cfg
 }
