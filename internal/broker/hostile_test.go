@@ -166,7 +166,7 @@ func TestSubscriberThatStopsReading(t *testing.T) {
 			t.Run(fmt.Sprintf("QoS %d MQTT %d", qos, version), func(t *testing.T) {
 				t.Parallel()
 				limits := testTimes()
-				limits.write = 500 * time.Millisecond
+				limits.write = 2 * time.Second // who waits for it takes about as long
 				b := runTimes(t, everybody(), "", limits)
 				good := connect(t, b.addr(), hello{id: "good", version: version})
 				good.subscribe(qos, "#")
@@ -189,7 +189,7 @@ func TestSubscriberThatStopsReading(t *testing.T) {
 					}
 				}
 				d, err := time.ParseDuration(good.take().payload)
-				if err != nil || d > 300*time.Millisecond {
+				if err != nil || d > time.Second {
 					t.Errorf("the longest Deliver took %v %v", d, err)
 				}
 				wait(t, "the stuck client is cut off", func() bool { return b.Stats().Stuck == 1 })
