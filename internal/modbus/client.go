@@ -9,7 +9,7 @@ import (
 // through ep; bits come as words 0 and 1. It makes exactly one request.
 func ReadRegisters(ctx context.Context, ep Endpoint, unit UnitID, t Table, addr, n uint16) ([]uint16, error) {
 	req := ReadRequest(t, addr, n)
-	resp, err := do(ctx, ep, unit, req)
+	resp, err := Do(ctx, ep, unit, req)
 	if err != nil {
 		return nil, err
 	}
@@ -18,7 +18,7 @@ func ReadRegisters(ctx context.Context, ep Endpoint, unit UnitID, t Table, addr,
 
 // WriteCoil sets one coil (function 5).
 func WriteCoil(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, on bool) error {
-	_, err := do(ctx, ep, unit, WriteCoilRequest(addr, on))
+	_, err := Do(ctx, ep, unit, WriteCoilRequest(addr, on))
 	return err
 }
 
@@ -27,13 +27,13 @@ func WriteCoils(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, valu
 	if len(values) > MaxWriteBits {
 		return tooMany(WriteMultipleCoils, len(values), MaxWriteBits)
 	}
-	_, err := do(ctx, ep, unit, WriteCoilsRequest(addr, values))
+	_, err := Do(ctx, ep, unit, WriteCoilsRequest(addr, values))
 	return err
 }
 
 // WriteRegister sets one holding register (function 6).
 func WriteRegister(ctx context.Context, ep Endpoint, unit UnitID, addr, v uint16) error {
-	_, err := do(ctx, ep, unit, WriteRegisterRequest(addr, v))
+	_, err := Do(ctx, ep, unit, WriteRegisterRequest(addr, v))
 	return err
 }
 
@@ -42,14 +42,14 @@ func WriteRegisters(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, 
 	if len(values) > MaxWriteRegisters {
 		return tooMany(WriteMultipleRegisters, len(values), MaxWriteRegisters)
 	}
-	_, err := do(ctx, ep, unit, WriteRegistersRequest(addr, values))
+	_, err := Do(ctx, ep, unit, WriteRegistersRequest(addr, values))
 	return err
 }
 
 // MaskWrite sets one holding register to (value AND and) OR (or AND NOT and)
 // (function 22).
 func MaskWrite(ctx context.Context, ep Endpoint, unit UnitID, addr, and, or uint16) error {
-	_, err := do(ctx, ep, unit, MaskWriteRequest(addr, and, or))
+	_, err := Do(ctx, ep, unit, MaskWriteRequest(addr, and, or))
 	return err
 }
 
@@ -60,7 +60,7 @@ func ReadWrite(ctx context.Context, ep Endpoint, unit UnitID, raddr, rn, waddr u
 		return nil, tooMany(ReadWriteRegisters, len(values), MaxReadWriteRegisters)
 	}
 	req := ReadWriteRequest(raddr, rn, waddr, values)
-	resp, err := do(ctx, ep, unit, req)
+	resp, err := Do(ctx, ep, unit, req)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func ReadDeviceID(ctx context.Context, ep Endpoint, unit UnitID, code DeviceIDCo
 	next := byte(0)
 	for {
 		req := DeviceIDRequest(code, next)
-		resp, err := do(ctx, ep, unit, req)
+		resp, err := Do(ctx, ep, unit, req)
 		if err != nil {
 			return objects, err
 		}
@@ -113,9 +113,10 @@ func ReadDeviceID(ctx context.Context, ep Endpoint, unit UnitID, code DeviceIDCo
 	}
 }
 
-// do checks req, has ep answer it and checks the answer. The second check costs
-// little and makes the helpers safe with any Endpoint.
-func do(ctx context.Context, ep Endpoint, unit UnitID, req PDU) (PDU, error) {
+// Do checks req, has ep answer it and checks the answer. The second check costs
+// little and makes the helpers safe with any Endpoint. A request to Broadcast
+// that nobody answers gives a nil PDU and no error.
+func Do(ctx context.Context, ep Endpoint, unit UnitID, req PDU) (PDU, error) {
 	if err := CheckRequest(req); err != nil {
 		return nil, err
 	}
