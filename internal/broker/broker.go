@@ -77,6 +77,9 @@ type Broker struct {
 	backlog  atomic.Int64 // bytes to be written, of all connections
 	handlers atomic.Pointer[[]*receiver]
 	count    counters
+	passed   atomic.Uint64 // messages published by anybody
+	paced    sync.Mutex    // held by the publisher who gives way
+	pacing   atomic.Bool   // there is one
 	probing  chan struct{} // holds one token
 	probed   atomic.Bool   // the probe's message has come
 
@@ -388,16 +391,23 @@ func (b *Broker) Deliver(_ context.Context, msgs ...mqtt.Message) error {
 			errs = append(errs, err)
 			continue
 		}
-		if b.count.delivered.Add(1)%paceEvery == 0 {
-			b.pace()
-		}
+		b.count.delivered.Add(1)
+		b.pace()
 	}
 	return errors.Join(errs...)
 }
 
 // pace gives way to the encoders that have fallen behind in a burst, so that
-// they need not drop any of it.
+// they need not drop any of it. It is called after each message and looks at
+// every paceEvery-th, and while another publisher gives way.
 func (b *Broker) pace() {
+	if b.passed.Add(1)%paceEvery != 0 && !b.pacing.Load() {
+		return
+	}
+	b.paced.Lock()
+	defer b.paced.Unlock()
+	b.pacing.Store(true)
+	defer b.pacing.Store(false)
 	var behind []*guard
 	b.mu.Lock()
 	for _, g := range b.live {

@@ -123,12 +123,11 @@ type guard struct {
 	willDelay time.Duration
 
 	// The reading goroutine's own.
-	subID     uint16   // of the SUBSCRIBE or UNSUBSCRIBE under way
-	refused   string   // the topic that refusedTopic stands for
-	told      string   // the topic of the last refusal that was logged
-	parted    bool     // the library has finished with the client
-	published int      // messages of the client
-	renewed   []string // filters of the last SUBSCRIBE that it had before
+	subID   uint16   // of the SUBSCRIBE or UNSUBSCRIBE under way
+	refused string   // the topic that refusedTopic stands for
+	told    string   // the topic of the last refusal that was logged
+	parted  bool     // the library has finished with the client
+	renewed []string // filters of the last SUBSCRIBE that it had before
 
 	// Messages that the library has queued for the client, and those it has
 	// encoded since; stuckAt is where the encoder was when it did not go on.

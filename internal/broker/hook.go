@@ -461,13 +461,8 @@ func (h *hook) OnPublishDropped(cl *mochi.Client, _ packets.Packet) {
 
 // OnPublished gives way to the encoders of the subscribers now and then.
 func (h *hook) OnPublished(cl *mochi.Client, _ packets.Packet) {
-	if cl.Net.Inline {
-		return // Deliver does it
-	}
-	if g := guardOf(cl); g != nil {
-		if g.published++; g.published%paceEvery == 0 {
-			h.b.pace()
-		}
+	if !cl.Net.Inline { // Deliver does it itself
+		h.b.pace()
 	}
 }
 

@@ -32,6 +32,37 @@ func TestBurst(t *testing.T) {
 	}
 }
 
+// So do bursts of several publishers at once.
+func TestBursts(t *testing.T) {
+	b := run(t, everybody(), "")
+	p := connect(t, b.addr(), hello{id: "reader"})
+	p.subscribe(1, "#")
+	const publishers, each = 8, 1000
+	for w := range publishers {
+		var client *peer
+		if w%2 == 1 {
+			client = connect(t, b.addr(), hello{id: fmt.Sprint("p", w)})
+		}
+		go func() {
+			for i := range each {
+				if client == nil {
+					b.deliver(t, fmt.Sprint(w), fmt.Sprint(i), 1, false)
+				} else {
+					client.write(publishPacket(4, fmt.Sprint(w), fmt.Sprint(i), 0, false, 0))
+				}
+			}
+		}()
+	}
+	next := make(map[string]int)
+	for range publishers * each {
+		r := p.take()
+		if r.payload != fmt.Sprint(next[r.topic]) {
+			t.Fatalf("got %v, want %d; dropped %d", r, next[r.topic], b.Stats().Dropped)
+		}
+		next[r.topic]++
+	}
+}
+
 func BenchmarkDeliver(b *testing.B) {
 	payload := []byte(`{"value":25.4,"timestamp":"2025-11-05T14:30:15.123Z","unit":"C"}`)
 	for _, subs := range []int{0, 1, 4} {
