@@ -14,7 +14,7 @@ import (
 const (
 	holdTimes   = 2  // no request that it could be taken for is sent
 	fenceTimes  = 10 // a fence goes before such a request
-	mostOwed    = 6  // answers remembered for one unit; a unit that owes more is held
+	mostOwed    = 16 // answers remembered for one unit; a unit that owes more is held
 	mostFence   = 8  // lengths tried for a fence
 	bitsPerByte = 8
 
@@ -27,9 +27,9 @@ const (
 	// given up. A unit that refuses all it is asked would have every one
 	// disputed, and each would cost its whole timeout.
 	mostDisputed = 3
-	// mostDeaf is how often a unit may be silent to the status request before it
-	// is not made any more.
-	mostDeaf = 2
+	// deafFor is how long the status request is not made to a unit that was seen
+	// to ignore it.
+	deafFor = 24 * time.Hour
 )
 
 // owed is an answer that did not come.
@@ -52,8 +52,8 @@ type ledger struct {
 
 	disputes int // refusals in a row that were disputed
 
-	deaf     int       // status requests that an otherwise lively unit gave no answer to
-	deafness time.Time // when the last one was sent; zero: it was answered
+	deaf     time.Time // until then it gets no status requests
+	deafness time.Time // an answer until then shows that it ignored the last one; zero: it did not
 }
 
 // owe notes that req, sent at sent, was given up; timeout is what it was given.
@@ -63,7 +63,7 @@ func (g *ledger) owe(req modbus.PDU, sent time.Time, timeout time.Duration) {
 	}
 	g.owed = append(g.owed, owed{append(modbus.PDU(nil), req...), sent, max(timeout, g.slowest)})
 	if req.Function() == modbus.ReadExceptionStatus {
-		g.deafness = sent
+		g.deafness = sent.Add(holdTimes * max(timeout, g.slowest))
 	}
 }
 
@@ -73,18 +73,25 @@ func (g *ledger) owe(req modbus.PDU, sent time.Time, timeout time.Duration) {
 // minute is not held against a unit for ever.
 func (g *ledger) answered(req modbus.PDU, refused bool, sent, at time.Time) {
 	took := at.Sub(sent)
-	g.owed, g.disputes = g.owed[:0], 0
-	g.slowest = max(g.slowest-g.slowest/8, took)
+	g.disputes = 0
 	f := req.Function()
 	switch {
 	case f == modbus.ReadExceptionStatus:
-		g.deaf, g.deafness = 0, time.Time{}
+		g.deaf, g.deafness = time.Time{}, time.Time{}
+		// All answers to it are alike: it may be that to an earlier one.
+		if i := slices.IndexFunc(g.owed, func(o owed) bool { return o.req.Function() == f }); i >= 0 {
+			limit := g.owed[i].limit
+			g.owed = append(append(g.owed[:0], g.owed[i+1:]...), owed{bytes.Clone(req), sent, limit})
+			return
+		}
 	case !g.deafness.IsZero():
-		if at.Sub(g.deafness) < fenceTimes*max(g.slowest, time.Second) {
-			g.deaf++ // it is alive, and does not know that function
+		if at.Before(g.deafness) {
+			g.deaf = at.Add(deafFor)
 		}
 		g.deafness = time.Time{}
 	}
+	g.owed = g.owed[:0]
+	g.slowest = max(g.slowest-g.slowest/8, took)
 	if step(req) > 0 {
 		switch known := g.good[f]; {
 		case refused && bytes.Equal(known, req):
@@ -122,7 +129,7 @@ func (g *ledger) pay(resp modbus.PDU, at time.Time) bool {
 // and takes it for that. Not for ever: when each of several requests in a row was
 // refused once within its own time, they were refused, and nothing is owed.
 func (g *ledger) disputed(req modbus.PDU) bool {
-	if g.disputes >= mostDisputed {
+	if g.disputes >= mostDisputed || req.Function() == modbus.ReadExceptionStatus {
 		return false
 	}
 	for i, o := range g.owed {
@@ -163,7 +170,7 @@ func (g *ledger) next(req modbus.PDU, now time.Time) (fence modbus.PDU, wait tim
 	if len(g.owed) == 0 {
 		switch {
 		case now.Before(g.repeats) && confusable(g.last, req):
-			return g.fence(req), time.Time{}
+			return g.fence(req, now), time.Time{}
 		case g.alike >= mostAlike && confusable(g.last, req):
 			return g.shorter(req, quantity(req), req), time.Time{}
 		}
@@ -174,7 +181,7 @@ func (g *ledger) next(req modbus.PDU, now time.Time) (fence modbus.PDU, wait tim
 		return nil, time.Time{}
 	}
 	if len(g.owed) < mostOwed {
-		if fence = g.fence(req); fence != nil {
+		if fence = g.fence(req, now); fence != nil {
 			return fence, time.Time{}
 		}
 	}
@@ -202,14 +209,14 @@ func (g *ledger) confuses(req modbus.PDU) bool {
 // fence returns a request whose answer is like none that is owed and unlike that
 // of req, and that does no harm: a read of fewer of the registers or bits that
 // req reads, or of some that the unit was read before, or else the status
-// request (function 7), unless the unit is known to ignore it. Nil when there is
-// none.
-func (g *ledger) fence(req modbus.PDU) modbus.PDU {
+// request (function 7), unless the unit is known to ignore it. An answer to that
+// is worth as many as there were (see answered). Nil when there is none.
+func (g *ledger) fence(req modbus.PDU, now time.Time) modbus.PDU {
 	status := modbus.PDU{byte(modbus.ReadExceptionStatus)}
-	if g.deaf >= mostDeaf || confusable(status, req) || g.confuses(status) {
+	if now.Before(g.deaf) || confusable(status, req) {
 		status = nil
 	}
-	if status != nil && g.disputes > 0 {
+	if status != nil && g.disputes > 0 && !g.confuses(status) {
 		return status // a read would be refused too, and disputed again
 	}
 	if f := g.shorter(req, quantity(req), req); f != nil {

@@ -72,7 +72,7 @@ func TestLedger(t *testing.T) {
 	g = ledger{}
 	g.owe(holding(1), at(0), timeout)
 	next("one register", holding(1), 100, status, 0)
-	g.deaf = mostDeaf
+	g.deaf = at(1000)
 	next("one register", holding(1), 100, 0, 200)
 	next("twice the time later", holding(1), 200, 0, 0)
 	next("two registers have another shape", holding(2), 100, 0, 0)
@@ -128,13 +128,35 @@ func TestLedger(t *testing.T) {
 	}
 
 	g = ledger{}
-	for range mostDeaf {
-		next("status", holding(1), 0, 0, 0)
-		g.owe(modbus.PDU{byte(modbus.ReadExceptionStatus)}, at(0), timeout)
-		g.answered(holding(1), false, at(200), at(201))
+	ask := modbus.PDU{byte(modbus.ReadExceptionStatus)}
+	g.owe(holding(1), at(0), timeout)
+	g.owe(ask, at(100), timeout)
+	next("a status request got no answer", holding(1), 200, status, 0)
+	g.owe(ask, at(200), timeout)
+	g.answered(ask, true, at(300), at(310))
+	if len(g.owed) != 2 {
+		t.Errorf("%d owed, want the other status requests: it was the answer to the first, perhaps", len(g.owed))
 	}
+	next("but what came before them is done with", holding(1), 310, 0, 0)
+	g.owe(holding(1), at(320), timeout)
+	next("what comes after them is not", holding(1), 410, status, 0)
+	g.answered(ask, true, at(410), at(411))
+	next("the second answer, perhaps", holding(1), 410, status, 0)
+	g.answered(ask, true, at(420), at(421))
+	next("the third", holding(1), 420, status, 0)
+	g.answered(ask, true, at(430), at(431))
+	next("the fourth", holding(1), 440, 0, 0)
+
+	g = ledger{}
+	g.owe(ask, at(0), timeout)
+	g.answered(holding(1), false, at(100), at(101))
 	g.owe(holding(1), at(300), timeout)
 	next("a unit that ignores the status request", holding(1), 310, 0, 500)
+	g.owe(ask, at(300), timeout)
+	g.answered(ask, true, at(310), at(311))
+	g.answered(ask, true, at(320), at(321))
+	g.owe(holding(1), at(330), timeout)
+	next("and has learned it", holding(1), 340, status, 0)
 
 	g = ledger{}
 	for range mostAlike {

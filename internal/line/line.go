@@ -30,9 +30,9 @@
 //     Devices answer in order, so once the fence is answered - its length or
 //     function tells it apart - the lost answer cannot come any more. Writes of
 //     the same place count as the same shape: the answer does not name values.
-//   - Where no fence is possible (the unit ignores function 7) the unit is left
-//     alone until twice the longest answer time has passed since the lost
-//     request; the line serves other units meanwhile.
+//   - Where no fence is possible - the unit was seen to ignore function 7, which
+//     counts for a day - it is left alone until twice the longest answer time has
+//     passed since the lost request; the line serves other units meanwhile.
 //   - An exception names nothing but the function. One that could be late is not
 //     taken as long as the answer itself may come.
 //   - Whatever arrives unasked is discarded before a request is sent, and the

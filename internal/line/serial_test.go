@@ -297,7 +297,7 @@ func TestSerialHold(t *testing.T) {
 		}
 		answerRight(p, r)
 	})
-	l.turns.units[1] = &ledger{deaf: mostDeaf}
+	l.turns.units[1] = &ledger{deaf: time.Now().Add(time.Hour)}
 	if err := read(t, l, p, 1, 0, 1); !errors.Is(err, modbus.ErrNoResponse) {
 		t.Fatal(err)
 	}

@@ -34,6 +34,8 @@ const (
 	// to: more than 3.5 characters at 9600 baud, so that most silences are one
 	// sleep.
 	exactly = 5 * time.Millisecond
+	// mostFences is how many fences go before one request.
+	mostFences = 4
 	// babble is how long the line may keep a request from being sent by never
 	// falling silent.
 	babble = 3 * time.Second
@@ -413,17 +415,24 @@ func (t *turns) answer(j *job) (modbus.PDU, error) {
 			return nil, err
 		}
 	}
-	if fence, _ := t.ledger(j.unit).next(j.req, time.Now()); fence != nil {
+	for range mostFences {
+		fence, wait := t.ledger(j.unit).next(j.req, time.Now())
+		switch {
+		case !wait.IsZero():
+			return nil, errOwing
+		case fence == nil:
+			return t.exchange(j, j.req, true)
+		}
 		t.line.count.fences.Add(1)
 		if _, err := t.exchange(j, fence, false); !answers(err) {
 			return nil, err
 		}
-		if t.ledger(j.unit).confuses(j.req) {
-			return nil, fmt.Errorf("%w: the unit still owes answers to earlier requests", modbus.ErrNoResponse)
-		}
 	}
-	return t.exchange(j, j.req, true)
+	return nil, errOwing
 }
+
+// errOwing: what the unit owes has not come yet, and stands in the way.
+var errOwing = fmt.Errorf("%w: the unit still owes answers to earlier requests", modbus.ErrNoResponse)
 
 // echoProbe returns a read of what req writes; of register 0 where req names no
 // address.
