@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/term"
@@ -91,8 +92,25 @@ func newDemo(a *app, keep string) (d *demo, err error) {
 	if err := d.plant.Listen(); err != nil {
 		return nil, err
 	}
-	if d.broker, err = brokerAddress(); err != nil {
-		return nil, err
+	// The usual port of MQTT, else any; another program may take one between our
+	// look at it and the broker's.
+	for _, addr := range []string{"127.0.0.1:1883", "127.0.0.1:0", "127.0.0.1:0"} {
+		if err = d.open(a, addr); !errors.Is(err, syscall.EADDRINUSE) {
+			break
+		}
+	}
+	return d, err
+}
+
+// open makes the gateway, with its broker on addr.
+func (d *demo) open(a *app, addr string) error {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("demo: %w", err)
+	}
+	d.broker = l.Addr().String()
+	if err := l.Close(); err != nil {
+		return fmt.Errorf("demo: %w", err)
 	}
 	text := strings.NewReplacer(
 		"$LINE1", d.plant.Bus("line1").Addr(),
@@ -102,11 +120,15 @@ func newDemo(a *app, keep string) (d *demo, err error) {
 	).Replace(demoConfig)
 	d.config = filepath.Join(d.dir, "fieldgate.yaml")
 	if err := os.WriteFile(d.config, []byte(text), 0o644); err != nil {
-		return nil, err
+		return err
 	}
 	cfg, err := gateway.Load(d.config)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	if d.gateway, err = gateway.Open(cfg, d.dir, programVersion(), log); err != nil {
+		return err
 	}
 	for _, dev := range cfg.Devices {
 		for _, p := range dev.Points {
@@ -114,20 +136,7 @@ func newDemo(a *app, keep string) (d *demo, err error) {
 			d.order = append(d.order, p.ID)
 		}
 	}
-	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	d.gateway, err = gateway.Open(cfg, d.dir, programVersion(), log)
-	return d, err
-}
-
-// brokerAddress is the usual one of MQTT if nobody has it.
-func brokerAddress() (string, error) {
-	for _, addr := range []string{"127.0.0.1:1883", "127.0.0.1:0"} {
-		if l, err := net.Listen("tcp", addr); err == nil {
-			defer l.Close()
-			return l.Addr().String(), nil
-		}
-	}
-	return "", errors.New("demo: no port on 127.0.0.1 is free")
+	return nil
 }
 
 func (d *demo) close() {
