@@ -76,9 +76,12 @@ func TestSerialBroadcast(t *testing.T) {
 	})
 	ctx := context.Background()
 	sent := time.Now()
-	resp, err := l.Do(ctx, modbus.Broadcast, modbus.WriteRegisterRequest(1, 2))
+	resp, err := l.Do(ctx, modbus.Broadcast, modbus.WriteRegistersRequest(1, make([]uint16, 100)))
 	if err != nil || len(resp) != 0 {
 		t.Fatalf("broadcast = % x, %v, want an empty PDU", []byte(resp), err)
+	}
+	if took, least := time.Since(sent), 209*l.cfg.Mode.CharTime(); took < least {
+		t.Errorf("the broadcast took %v, but its 209 characters take %v: it is not sent yet", took, least)
 	}
 	if err := read(t, l, p, 1, 0, 2); err != nil {
 		t.Fatal(err)

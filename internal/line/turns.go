@@ -469,6 +469,7 @@ func (t *turns) exchange(j *job, req modbus.PDU, own bool) (modbus.PDU, error) {
 	if j.unit == modbus.Broadcast {
 		c.broadcasts.Add(1)
 		t.notUntil = end.Add(turnaround)
+		t.wire.hold(end) // its caller may close the port next, which drops what has not left
 		return modbus.PDU{}, nil
 	}
 	return t.receive(j, req, end)
