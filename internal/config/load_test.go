@@ -154,6 +154,7 @@ func TestFaults(t *testing.T) {
 		{"true in quotes", one(`{ at: holding 0, write: { verify: "true" } }`), "true is not a boolean here; write true"},
 		{"boolean for a word", "buses: { b: { serial: /dev/a, rs485: false } }", "false is a boolean; write off"},
 		{"decimal comma", one(`{ at: holding 0, scale: "0,1" }`), "write a point, not a comma: 0.1"},
+		{"scale of 0", one("{ at: holding 0, scale: 0.0 }"), "points.p.scale: 0 makes every value the same"},
 		{"decimal comma in braces", one("{ at: holding 0, scale: 0,1 }"), "points.p.1: is not a key of a point; if it is what follows a decimal comma, write a point instead"},
 		{"no unit", "buses: { b: { tcp: 10.0.0.1:502, timeout: 500 } }", "500 has no unit; write 500s or 500ms"},
 		{"no space", "buses: { b: {tcp:10.0.0.1:502} }", "write a space after the colon: tcp: 10.0.0.1:502"},
