@@ -322,6 +322,9 @@ func (r *resolver) point(m *node, raw *rawPoint, v *named[rawDevice], ctx pointC
 	case raw.bits != nil && p.Table.Bits():
 		r.keyFault(m, "bits", "cuts a register, and a %s is one bit already; remove it", p.Table)
 		return p, false
+	case p.Scale.IsZero():
+		r.keyFault(m, "scale", "0 makes every value the same; write another number, or remove the key")
+		return p, false
 	case raw.half != "" && p.Type != point.Int8 && p.Type != point.Uint8:
 		r.keyFault(m, "byte", "is only for int8 and uint8; remove it, or write one of those types")
 		return p, false

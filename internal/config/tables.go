@@ -289,7 +289,7 @@ func newPoint(t *tables) *object[rawPoint] {
 		key("byte", func(p *rawPoint) *string { return &p.half }, enum(same("high", "low")...), "Which half of the register an int8 or uint8 is. Default: high."),
 		key("bit", func(p *rawPoint) *int { return &p.bit }, integer(0, 15), "One bit of a register, as a boolean; 0 is the least significant.").aka("bitmask", "mask"),
 		key("bits", func(p *rawPoint) *[]named[bitField] { return &p.bits }, bitFields(), "Several fields of a register: {fault: 0, mode: 4-6} makes the points NAME.fault and NAME.mode."),
-		key("scale", func(p *rawPoint) *point.Decimal { return &p.scale }, factor(), "value = raw × scale + offset, in decimal arithmetic.").def("1").aka("gain", "factor", "multiplier", "slope", "multiply"),
+		key("scale", func(p *rawPoint) *point.Decimal { return &p.scale }, decimal(), "value = raw × scale + offset, in decimal arithmetic.").def("1").aka("gain", "factor", "multiplier", "slope", "multiply"),
 		key("offset", func(p *rawPoint) *point.Decimal { return &p.offset }, decimal(), "value = raw × scale + offset, in decimal arithmetic.").def("0").aka("add"),
 		key("decimals", func(p *rawPoint) *int { return &p.decimals }, integer(0, 15), "Round to so many places. Default: what scale and offset give.").aka("precision", "round", "digits"),
 		key("map", func(p *rawPoint) *[]point.MapEntry { return &p.vmap }, valueMap(), "Texts for raw numbers: {0: stopped, 1: running}. Writes take the text.").aka("enum", "states", "mapping", "values"),

@@ -202,19 +202,6 @@ func (d *decoder) decimal(n *node, want string) (point.Decimal, bool) {
 	return v, true
 }
 
-// factor is a decimal other than 0, which would make every value the same.
-func factor() value[point.Decimal] {
-	v := decimal()
-	return value[point.Decimal]{v.schema, func(d *decoder, n *node) (point.Decimal, bool) {
-		got, ok := v.read(d, n)
-		if ok && got.IsZero() {
-			d.faultf(n, "0 makes every value the same; write another number, or remove the key")
-			ok = false
-		}
-		return got, ok
-	}}
-}
-
 const durationPattern = `^([0-9]+(\.[0-9]+)?(us|µs|ms|s|m|h|d))+$`
 
 var durationUnits = []struct {
