@@ -3,6 +3,7 @@ package torture
 import (
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -58,6 +59,8 @@ func wires() []wire {
 		{name: "rtu_one", kind: config.Serial, framing: modbus.FramingRTU, inFlight: "1", units: serial[:1], faults: stream, share: 4},
 		{name: "rtu_echo", kind: config.Serial, framing: modbus.FramingRTU, inFlight: "1", units: serial, echo: true, faults: without(stream, simulate.Echo), share: 4},
 		{name: "ascii", kind: config.Serial, framing: modbus.FramingASCII, inFlight: "1", units: serial, faults: stream, share: 3},
+		{name: "rtu_late", kind: config.Serial, framing: modbus.FramingRTU, inFlight: "1", units: near, faults: lateness(), share: 1},
+		{name: "late_tcp", kind: config.TCP, framing: modbus.FramingRTU, inFlight: "1", units: near[:1], faults: lateness(), share: 1},
 	}
 }
 
@@ -95,6 +98,18 @@ var allFaults = []simulate.Fault{
 var refusals = []simulate.Fault{
 	{Kind: simulate.Refuse, Code: modbus.IllegalDataAddress, Probability: 0.0005},
 	{Kind: simulate.Late, Delay: timeout + 5*time.Millisecond, Code: modbus.IllegalDataValue, Probability: 0.0005},
+}
+
+// lateness is answers that are late by everything between a timeout and seven of
+// them, every eighth.
+func lateness() (faults []simulate.Fault) {
+	for _, times := range []float64{0.9, 1.02, 1.1, 1.3, 1.5, 1.9, 2.02, 2.5, 3, 5, 7} {
+		faults = append(faults, simulate.Fault{Kind: simulate.Late, Delay: time.Duration(times * float64(timeout)), Probability: 0.008})
+	}
+	return append(faults,
+		simulate.Fault{Kind: simulate.Late, Delay: timeout * 11 / 10, Code: modbus.ServerDeviceFailure, Probability: 0.01},
+		simulate.Fault{Kind: simulate.Late, Delay: timeout * 2, Code: modbus.ServerDeviceBusy, Probability: 0.005},
+		simulate.Fault{Kind: simulate.Mute, Probability: 0.01})
 }
 
 // disorder leaves every answer right, and moves it.
@@ -405,16 +420,17 @@ func (t *target) had(i int, v uint64, from int) bool {
 	return false
 }
 
-// build makes the plant of wires, and the targets of each wire.
-func build(wires []wire, random *rand.Rand) (*simulate.Plant, [][]*target) {
+// build makes the plant of wires, and the targets of each wire. The ports of the
+// serial ones are links in dir: a port that vanishes comes back by another number.
+func build(wires []wire, dir string, random *rand.Rand) (*simulate.Plant, [][]*target) {
 	plant := new(simulate.Plant)
 	targets := make([][]*target, len(wires))
 	for i, w := range wires {
 		b := &simulate.Bus{
 			Name: w.name, Kind: w.kind, Framing: w.framing, Echo: w.echo, InFlight: w.takes, Excess: w.excess,
 		}
-		if w.kind != config.Serial {
-			b.Address = "127.0.0.1:0"
+		if b.Address = "127.0.0.1:0"; w.kind == config.Serial {
+			b.Address = filepath.Join(dir, w.name)
 		}
 		for n, unit := range w.units {
 			t := newTarget(w, n, unit, random.Uint64())
