@@ -430,7 +430,14 @@ func bitFields() value[[]named[bitField]] {
 		}
 		return bitField{uint8(from), uint8(to - from + 1)}, true
 	}}
-	return names(one, "bits")
+	all := names(one, "bits")
+	return value[[]named[bitField]]{append(slices.Clone(all.schema), member{"minProperties", 1}), func(d *decoder, n *node) ([]named[bitField], bool) {
+		if n.Kind == yamltree.Map && n.Len() == 0 {
+			d.shapef(n, "is an empty map, so that there would be no point; write names with their bits, such as {fault: 0, mode: 4-6}, or remove the key")
+			return nil, false
+		}
+		return all.read(d, n)
+	}}
 }
 
 // valueMap is a map from raw numbers to texts: {0: stopped, 1: running}.
@@ -438,8 +445,12 @@ func valueMap() value[[]point.MapEntry] {
 	v := anyText("a text")
 	s := schema{{"type", "object"}, {"propertyNames", schema{{"pattern", `^[+-]?[0-9]+$|^0x[0-9a-fA-F]+$|^0o[0-7]+$`}}}, {"additionalProperties", v.schema}, {"minProperties", 1}}
 	return value[[]point.MapEntry]{s, func(d *decoder, n *node) ([]point.MapEntry, bool) {
-		if n.Kind != yamltree.Map || n.Len() == 0 {
+		switch {
+		case n.Kind != yamltree.Map:
 			d.wrongKind(n, "a map from raw numbers to texts, such as {0: stopped, 1: running}", "")
+			return nil, false
+		case n.Len() == 0:
+			d.shapef(n, "is an empty map; write raw numbers with their texts, such as {0: stopped, 1: running}, or remove the key")
 			return nil, false
 		}
 		entries, all := make([]point.MapEntry, 0, n.Len()), true
