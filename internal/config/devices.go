@@ -322,6 +322,8 @@ func (r *resolver) point(m *node, raw *rawPoint, v *named[rawDevice], ctx pointC
 	case raw.bits != nil && p.Table.Bits():
 		r.keyFault(m, "bits", "cuts a register, and a %s is one bit already; remove it", p.Table)
 		return p, false
+	case p.Write != nil && r.ambiguous(m, p.Map):
+		return p, false
 	case p.Scale.IsZero():
 		r.keyFault(m, "scale", "0 makes every value the same; write another number, or remove the key")
 		return p, false
@@ -347,6 +349,20 @@ func (r *resolver) point(m *node, raw *rawPoint, v *named[rawDevice], ctx pointC
 		return p, true // each field is checked by itself
 	}
 	return p, r.valid(m, &p)
+}
+
+// ambiguous reports a text that stands for two raw numbers. That is good for
+// reading: many codes may all be "fault".
+func (r *resolver) ambiguous(m *node, entries []point.MapEntry) bool {
+	raws := make(map[string]int64, len(entries))
+	for _, e := range entries {
+		if other, twice := raws[e.Text]; twice {
+			r.keyFault(m, "map", "%s stands for %d and for %d, so that a write of it would be a guess; write another text for one, or remove write", quote(e.Text), other, e.Raw)
+			return true
+		}
+		raws[e.Text] = e.Raw
+	}
+	return false
 }
 
 // valid reports what makes no sense in a point, at the key that is to blame

@@ -463,9 +463,6 @@ func valueMap() value[[]point.MapEntry] {
 				if i := slices.IndexFunc(entries, func(e point.MapEntry) bool { return e.Raw == raw }); i >= 0 {
 					d.faultf(k, "is given twice, first at %s; keep one", d.set.Place(keys[i]))
 					ok = false
-				} else if i := slices.IndexFunc(entries, func(e point.MapEntry) bool { return e.Text == t }); i >= 0 {
-					d.faultf(val, "the text %s also stands for %d, so that a write of it would be a guess; write another text", quote(t), entries[i].Raw)
-					ok = false
 				}
 				entries, keys = append(entries, point.MapEntry{Raw: raw, Text: t}), append(keys, k)
 			}

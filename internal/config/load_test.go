@@ -218,6 +218,7 @@ func TestFaults(t *testing.T) {
 		{"write to an input", one("{ at: input 0, write: {} }"), "write: input 0 can only be read"},
 		{"function", one("{ at: holding 0, write: { function: 5 } }"), "function 5 does not write holding registers; write 6 or 16"},
 		{"map twice", one("{ at: holding 0, map: { 0: a, 0x0: b } }"), "map.0x0: is given twice"},
+		{"text twice that is written", one("{ at: holding 0, map: { 0: ok, 1: fault, 2: fault }, write: {} }"), `points.p.map: "fault" stands for 1 and for 2, so that a write of it would be a guess`},
 		{"map key", one("{ at: holding 0, map: { a: b } }"), `the key "a" is not a raw number`},
 		{"group over two tables", tcpBus + "devices: { d: { bus: b, points: { p: { at: holding 0, group: g }, q: { at: input 0, group: g } } } }", "q is in another table than p"},
 		{"group at two intervals", tcpBus + "devices: { d: { bus: b, points: { p: { at: holding 0, group: g }, q: { at: holding 1, group: g, every: 5s } } } }", "q is read at another interval than p"},
@@ -387,6 +388,7 @@ func TestWarnings(t *testing.T) {
 	for _, text := range []string{
 		"uplinks: { u: { url: [mqtt://localhost, mqtt://127.0.0.1, \"ws://[::1]\"] } }",
 		"broker: { anonymous: true }",
+		"broker: { anonymous: true }\n" + one("{ at: holding 0, map: { 0: ok, 1: fault, 2: fault } }"),
 		tcpBus + "broker: { anonymous: true }\ndevices: { d: { bus: b, points: { p: { at: holding 0, bit: 0, write: {} }, q: { at: holding 0, bit: 1, write: {} } } } }",
 	} {
 		cfg, err := LoadBytes("f", []byte(text))
