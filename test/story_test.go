@@ -144,6 +144,7 @@ type story struct {
 	dir     string
 	plant   *simulate.Plant
 	cfg     *config.Config
+	topics  []publish.Topic
 	steady  bool
 	lines   []*line.Line
 	buses   *bus.Set
@@ -202,7 +203,7 @@ func tell(t *testing.T, text string) (out, failed string) {
 			if failed = s.do(do); failed != "" {
 				return out, failed
 			}
-			if !s.steady || pauses(do) {
+			if s.pauses(do) {
 				out += s.tellSeen(do)
 			}
 		case step == "steady":
@@ -236,7 +237,7 @@ func (s *story) prepare(plantYAML, gatewayYAML string) {
 	if err := os.WriteFile(path, []byte(gatewayYAML), 0o600); err != nil {
 		s.t.Fatal(err)
 	}
-	if s.cfg, err = gateway.Load(path); err != nil {
+	if s.cfg, s.topics, err = gateway.Load(path); err != nil {
 		s.t.Fatal(err)
 	}
 }
@@ -339,7 +340,7 @@ func (s *story) start() {
 	for _, u := range s.cfg.Uplinks {
 		sinks[u.Name] = recorder{s}
 	}
-	publisher := publish.New(s.cfg.Site, s.cfg.Publish, s.cfg.Devices, sinks, log)
+	publisher := publish.New(s.topics, s.cfg.Devices, sinks, log)
 	var published, field sync.WaitGroup
 	publishing, endPublish := context.WithCancel(context.Background())
 	published.Go(func() { _ = publisher.Run(publishing, feed) }) // ends with publishing
@@ -397,7 +398,10 @@ func (s *story) seen() {
 
 // pauses reports whether nothing new happens by itself after a step, so that
 // what was seen does not depend on the moment it is told.
-func pauses(do string) bool { return do == "stop" || strings.HasPrefix(do, "await") }
+func (s *story) pauses(do string) bool {
+	word, _, _ := strings.Cut(do, " ")
+	return word == "stop" || word == "await" || !s.steady && (word == "read" || word == "write")
+}
 
 // tellSeen returns what was seen up to the end of a step and not told before.
 // Messages come a moment after what they are made of, so they are told only when

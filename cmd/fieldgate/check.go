@@ -13,6 +13,7 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/gateway"
 	"fieldgate/internal/point"
+	"fieldgate/internal/publish"
 	"fieldgate/internal/uplink"
 )
 
@@ -31,14 +32,14 @@ Exit code 0: it can run; there may be warnings. 2: it cannot.`)
 	if err := configArg(f, a, args); err != nil {
 		return err
 	}
-	cfg, err := gateway.Load(a.config)
+	cfg, topics, err := gateway.Load(a.config)
 	var faults config.Faults
 	if err != nil && !errors.As(err, &faults) {
 		return badConfig(err)
 	}
 	var warnings []config.Fault
 	if cfg != nil {
-		faults, warnings = checkMore(cfg)
+		faults, warnings = checkMore(cfg, topics)
 	}
 	if *asJSON {
 		err = printCheckJSON(a.stdout, cfg, faults, warnings)
@@ -54,7 +55,7 @@ Exit code 0: it can run; there may be warnings. 2: it cannot.`)
 // checkMore looks at what "run" leaves to its parts, because it may change while
 // they run: the files that the configuration names, and whether the buses can
 // carry what is asked of them.
-func checkMore(cfg *config.Config) (faults, warnings []config.Fault) {
+func checkMore(cfg *config.Config, topics []publish.Topic) (faults, warnings []config.Fault) {
 	warnings = append(warnings, cfg.Warnings...)
 	faults = cfg.CheckFiles()
 	said := make(map[string]bool, len(faults))
@@ -72,7 +73,7 @@ func checkMore(cfg *config.Config) (faults, warnings []config.Fault) {
 			}
 		}
 	}
-	for _, b := range gateway.MakePlan(cfg).Buses {
+	for _, b := range gateway.MakePlan(cfg, topics).Buses {
 		if b.Load > 100 {
 			warnings = append(warnings, cfg.Fault("buses."+b.Name, fmt.Sprintf("polling its devices takes %.0f %% of its time, so polls will be left out; \"fieldgate plan\" shows what takes how long", b.Load)))
 		}

@@ -122,12 +122,12 @@ func (d *demo) open(a *app, addr string) error {
 	if err := os.WriteFile(d.config, []byte(text), 0o644); err != nil {
 		return err
 	}
-	cfg, err := gateway.Load(d.config)
+	cfg, topics, err := gateway.Load(d.config)
 	if err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	if d.gateway, err = gateway.Open(cfg, d.dir, programVersion(), log); err != nil {
+	if d.gateway, err = gateway.Open(cfg, topics, d.dir, programVersion(), log); err != nil {
 		return err
 	}
 	for _, dev := range cfg.Devices {

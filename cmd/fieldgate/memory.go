@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,15 +17,39 @@ import (
 // that can be measured and keeps the process within a 512 MB board's reach.
 const steadyGC = 30
 
-// quickStart turns the collector off: reading a configuration makes much
-// garbage once, and settle follows.
-func quickStart() { debug.SetGCPercent(-1) }
+// The collector's rest during the start: reading a configuration makes much
+// garbage once, and a collection would only delay the first values. It ends
+// startLasts after everything runs, when most devices have had their first
+// polls, or once the process has startMemory, which takes some 20,000 points.
+const (
+	startLasts  = 2 * time.Second
+	startMemory = 64 << 20
+)
+
+// quickStart lets the collector rest. What it returns is to be called when
+// everything runs: it waits until the start is over and settles, or returns
+// early when ctx ends.
+func quickStart() (settleLater func(ctx context.Context)) {
+	limit := debug.SetMemoryLimit(-1) // GOMEMLIMIT, mostly none
+	debug.SetMemoryLimit(min(limit, startMemory))
+	debug.SetGCPercent(-1)
+	return func(ctx context.Context) {
+		over := time.NewTimer(startLasts)
+		defer over.Stop()
+		select {
+		case <-over.C:
+			debug.SetGCPercent(steadyGC)
+			debug.SetMemoryLimit(limit)
+			settle()
+		case <-ctx.Done():
+		}
+	}
+}
 
 // settle gives back the memory that only the start needed: garbage, and the
 // pages of the program itself. The kernel maps sixteen pages around each one that
 // is touched; those in use come back from the page cache at their next use.
 func settle() {
-	debug.SetGCPercent(steadyGC)
 	debug.FreeOSMemory()
 	maps, err := os.ReadFile("/proc/self/maps")
 	if err != nil {

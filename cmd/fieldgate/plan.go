@@ -27,11 +27,11 @@ are exact for the characters on a serial line; a device is taken to think for
 	if err := configArg(f, a, args); err != nil {
 		return err
 	}
-	cfg, err := loadConfig(a)
+	cfg, topics, err := loadConfig(a)
 	if err != nil {
 		return err
 	}
-	plan := gateway.MakePlan(cfg)
+	plan := gateway.MakePlan(cfg, topics)
 	if *asJSON {
 		return printJSON(a.stdout, plan)
 	}

@@ -9,9 +9,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/gateway"
+	"fieldgate/internal/publish"
 	"fieldgate/internal/systemd"
 )
 
@@ -33,8 +35,8 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	if len(rest) > 0 {
 		return usagef("run takes no arguments, only options; \"fieldgate run -h\" explains it")
 	}
-	quickStart()
-	cfg, err := loadConfig(a)
+	settleLater := quickStart()
+	cfg, topics, err := loadConfig(a)
 	if err != nil {
 		return err
 	}
@@ -51,18 +53,22 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	if err != nil {
 		return err
 	}
-	g, err := gateway.Open(cfg, dir, programVersion(), log)
+	g, err := gateway.Open(cfg, topics, dir, programVersion(), log)
 	if err != nil {
 		return err
 	}
 	notify := systemd.New(log)
 	log.Info("started", "version", programVersion(), "site", cfg.Site.ID,
 		"buses", len(cfg.Buses), "devices", len(cfg.Devices), "uplinks", len(cfg.Uplinks))
-	cfg = nil
+	cfg, topics = nil, nil // what only the start needs
+	ctx, stop := context.WithCancel(ctx)
+	var settling sync.WaitGroup
 	err = g.Run(ctx, func() {
 		notify.Ready("running")
-		settle()
+		settling.Go(func() { settleLater(ctx) }) // ends with ctx
 	})
+	stop()
+	settling.Wait()
 	notify.Stopping()
 	log.Info("stopped")
 	return err
@@ -70,17 +76,17 @@ configuration are printed, one a line, and end it with exit code 2.`)
 
 // loadConfig reads the configuration named by -c. Its faults go to standard
 // error, one a line, as they are: FILE:LINE:COL: path: what; what to write.
-func loadConfig(a *app) (*config.Config, error) {
-	cfg, err := gateway.Load(a.config)
+func loadConfig(a *app) (*config.Config, []publish.Topic, error) {
+	cfg, topics, err := gateway.Load(a.config)
 	if err == nil {
-		return cfg, nil
+		return cfg, topics, nil
 	}
 	var faults config.Faults
 	if errors.As(err, &faults) {
 		fmt.Fprintln(a.stderr, faults.Error())
-		return nil, exitError{code: exitUsage}
+		return nil, nil, exitError{code: exitUsage}
 	}
-	return nil, badConfig(err)
+	return nil, nil, badConfig(err)
 }
 
 // dataDir returns the folder for what must survive a restart, made if need be.

@@ -60,10 +60,10 @@ type way struct {
 	uplink *uplink.Uplink
 }
 
-// Open makes a gateway from cfg. It opens the local broker's listeners and the
+// Open makes a gateway from cfg and its topics, as Load returns them. It opens the local broker's listeners and the
 // queues in the folder dir; nothing runs before Run. version is what the
 // gateway says of itself. After an error nothing stays open.
-func Open(cfg *config.Config, dir, version string, log *slog.Logger) (*Gateway, error) {
+func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *slog.Logger) (*Gateway, error) {
 	g := &Gateway{log: log, version: version, start: time.Now()}
 	sinks := make(map[string]mqtt.Sink)
 
@@ -90,7 +90,7 @@ func Open(cfg *config.Config, dir, version string, log *slog.Logger) (*Gateway, 
 
 	g.pipeline = pipeline.New()
 	g.feed = g.pipeline.Subscribe("publish", feedDepth)
-	g.publish = publish.New(cfg.Site, cfg.Publish, cfg.Devices, sinks, part(log, "publish", ""))
+	g.publish = publish.New(topics, cfg.Devices, sinks, part(log, "publish", ""))
 
 	devices := make(map[string][]config.Device)
 	for _, d := range cfg.Devices {

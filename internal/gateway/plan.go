@@ -77,14 +77,15 @@ type Traffic struct {
 // day is what the figures of an OutletPlan are for.
 const day = 24 * time.Hour
 
-// MakePlan returns what a valid configuration comes to. It is pure.
-func MakePlan(cfg *config.Config) Plan {
+// MakePlan returns what a valid configuration and its topics, as Load returns
+// them, come to. It is pure.
+func MakePlan(cfg *config.Config, topics []publish.Topic) Plan {
 	var p Plan
 	polls := make(map[point.ID]time.Duration)
 	for _, b := range cfg.Buses {
 		p.Buses = append(p.Buses, planBus(b, cfg.Devices, polls))
 	}
-	p.Outlets = planOutlets(cfg, polls)
+	p.Outlets = planOutlets(cfg, topics, polls)
 	return p
 }
 
@@ -192,7 +193,7 @@ func WireName(b config.Bus) string {
 }
 
 // planOutlets adds up what the rules send to each broker.
-func planOutlets(cfg *config.Config, polls map[point.ID]time.Duration) []OutletPlan {
+func planOutlets(cfg *config.Config, topics []publish.Topic, polls map[point.ID]time.Duration) []OutletPlan {
 	var outlets []OutletPlan
 	for _, u := range cfg.Uplinks {
 		outlets = append(outlets, OutletPlan{Name: u.Name})
@@ -207,7 +208,6 @@ func planOutlets(cfg *config.Config, polls map[point.ID]time.Duration) []OutletP
 			e.places[p.ID] = p
 		}
 	}
-	topics, _ := publish.Topics(cfg.Site, cfg.Publish, cfg.Devices)
 	for i := range topics {
 		rule := cfg.Publish[topics[i].Rule]
 		least, most := e.topic(&topics[i], rule)

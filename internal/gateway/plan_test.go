@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/publish"
 )
 
 func plan(t *testing.T, text string) Plan {
@@ -13,7 +14,8 @@ func plan(t *testing.T, text string) Plan {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return MakePlan(cfg)
+	topics, _ := publish.Topics(cfg.Site, cfg.Publish, cfg.Devices)
+	return MakePlan(cfg, topics)
 }
 
 func near(a, b float64) bool { return math.Abs(a-b) <= 1e-6*math.Max(math.Abs(a), math.Abs(b)) }

@@ -60,7 +60,7 @@ func BenchmarkPipelineToSink(b *testing.B) {
 			line := pipeline.New()
 			feed := line.Subscribe("publish", 4)
 			sink := new(nowhere)
-			p := New(config.Site{ID: "site"}, []config.Rule{c.rule}, plant, map[string]mqtt.Sink{"cloud": sink}, slog.New(slog.DiscardHandler))
+			p := newPublisher(config.Site{ID: "site"}, []config.Rule{c.rule}, plant, map[string]mqtt.Sink{"cloud": sink}, slog.New(slog.DiscardHandler))
 			batches := make([][]point.Sample, devices)
 			for d := range batches {
 				for _, pt := range plant[d].Points {
@@ -94,6 +94,6 @@ func BenchmarkNew(b *testing.B) {
 	rules := []config.Rule{{Points: []string{"*"}, Topic: "{site}/{device}/{point}"}}
 	b.ReportAllocs()
 	for b.Loop() {
-		New(config.Site{ID: "site"}, rules, devices, nil, slog.New(slog.DiscardHandler))
+		newPublisher(config.Site{ID: "site"}, rules, devices, nil, slog.New(slog.DiscardHandler))
 	}
 }

@@ -48,11 +48,12 @@ import (
 // Publisher applies rules to a feed. Make one with New, then call Run.
 type Publisher struct {
 	log    *slog.Logger
-	start  time.Time // moments count from here, by the monotonic clock
-	rules  []*rule   // those that have topics
-	units  []unit    // of all points and rules; those of one point stand together
-	points map[point.ID]span
-	slots  []slot // by pipeline.Slot; grows as points are seen
+	start  time.Time         // moments count from here, by the monotonic clock
+	rules  []*rule           // those that have topics
+	units  []unit            // of all points and rules; those of one point stand together
+	points map[point.ID]span // nil once all of them have been seen
+	unmet  int               // of points: not seen yet
+	slots  []slot            // by pipeline.Slot; grows as points are seen
 	sinks  []*outlet
 
 	// What the current step has to say, until flush.
@@ -95,29 +96,28 @@ type outlet struct {
 	messages, errors atomic.Uint64
 }
 
-// New returns a Publisher of the rules for the points of the devices. sinks
-// holds what the rules' To names: the uplinks by their names, and the local
-// broker as config.Local. What Topics finds fault with is left out.
-func New(site config.Site, rules []config.Rule, devices []config.Device, sinks map[string]mqtt.Sink, log *slog.Logger) *Publisher {
+// New returns a Publisher of the topics that Topics has laid out for the
+// devices; it keeps neither. sinks holds what the rules' To names: the uplinks by
+// their names, and the local broker as config.Local.
+func New(topics []Topic, devices []config.Device, sinks map[string]mqtt.Sink, log *slog.Logger) *Publisher {
 	p := &Publisher{log: log, start: time.Now()}
 	for _, name := range slices.Sorted(maps.Keys(sinks)) {
 		p.sinks = append(p.sinks, &outlet{name: name, sink: sinks[name]})
 	}
-	topics, _ := Topics(site, rules, devices)
 
 	// Units in the order of the points, so that what is read together lies
 	// together.
-	n := 0
 	for i := range devices {
-		n += len(devices[i].Points)
+		p.unmet += len(devices[i].Points)
 	}
-	points := make([]*point.Point, 0, n)
-	p.points = make(map[point.ID]span, n)
+	points := make([]*point.Point, 0, p.unmet)
 	for i := range devices {
 		for j := range devices[i].Points {
 			points = append(points, &devices[i].Points[j])
 		}
 	}
+	p.points = make(map[point.ID]span, len(points))
+	p.slots = make([]slot, 0, len(points))
 	spans := make([]span, len(points))
 	for i := range topics {
 		for j := range topics[i].members {
@@ -134,28 +134,33 @@ func New(site config.Site, rules []config.Rule, devices []config.Device, sinks m
 	p.units = make([]unit, total)
 
 	streams := make([]stream, len(topics))
-	refs := make([]*unit, 0, total)
+	first := 0 // of the rule's streams
 	for i := range topics {
 		t := &topics[i]
 		if len(p.rules) == 0 || p.rules[len(p.rules)-1].form != t.form {
 			p.rules = append(p.rules, p.newRule(t.form))
+			first = i
 		}
 		r := p.rules[len(p.rules)-1]
+		r.streams = streams[first : i+1]
+		// Numbers begin at the milliseconds since 1970, so that those after a
+		// restart are above those before: nothing is published a thousand
+		// times a second for long.
 		st := &streams[i]
-		from := len(refs)
+		*st = stream{name: t.Name, rule: r, seq: uint64(max(p.start.UnixMilli(), 0))}
+		units := st.only[:]
+		if r.batch() {
+			units = make([]*unit, len(t.members))
+			st.batch = &batch{units: units}
+		}
 		for j := range t.members {
 			m := &t.members[j]
 			sp := &spans[m.index]
 			u := &p.units[sp.first+sp.count]
 			sp.count++
-			*u = unit{rule: r, stream: st, member: m, early: r.early(points[m.index].Every)}
-			refs = append(refs, u)
+			*u = unit{rule: r, stream: st, text: m.text, early: r.early(points[m.index].Every)}
+			units[j] = u
 		}
-		// Numbers begin at the milliseconds since 1970, so that those after a
-		// restart are above those before: nothing is published a thousand
-		// times a second for long.
-		*st = stream{topic: t, rule: r, seq: uint64(max(p.start.UnixMilli(), 0)), units: refs[from:len(refs):len(refs)]}
-		r.streams = append(r.streams, st)
 	}
 	return p
 }

@@ -79,6 +79,12 @@ func start(t *testing.T, rules []config.Rule, devices []config.Device) *works {
 	return w
 }
 
+// newPublisher returns the Publisher of a configuration.
+func newPublisher(site config.Site, rules []config.Rule, devices []config.Device, sinks map[string]mqtt.Sink, log *slog.Logger) *Publisher {
+	topics, _ := Topics(site, rules, devices)
+	return New(topics, devices, sinks, log)
+}
+
 func (w *works) run(site config.Site, rules []config.Rule, devices []config.Device, sinks map[string]mqtt.Sink, depth int) {
 	w.feed = w.line.Subscribe("publish", depth)
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
@@ -87,7 +93,7 @@ func (w *works) run(site config.Site, rules []config.Rule, devices []config.Devi
 		}
 		return a
 	}}))
-	w.pub = New(site, rules, devices, sinks, log)
+	w.pub = newPublisher(site, rules, devices, sinks, log)
 	ctx, cancel := context.WithCancel(w.t.Context())
 	w.stop = cancel
 	go func() { w.ended <- w.pub.Run(ctx, w.feed) }() // ends with cancel or the feed
@@ -380,7 +386,7 @@ func TestStopDeliversWhatWasRead(t *testing.T) {
 		t.Run(way, func(t *testing.T) {
 			line, sink := pipeline.New(), new(recorder)
 			feed := line.Subscribe("publish", polls)
-			p := New(site, []config.Rule{raw(config.When{Each: true})}, []config.Device{device(0, "x")}, map[string]mqtt.Sink{"cloud": sink}, slog.New(slog.DiscardHandler))
+			p := newPublisher(site, []config.Rule{raw(config.When{Each: true})}, []config.Device{device(0, "x")}, map[string]mqtt.Sink{"cloud": sink}, slog.New(slog.DiscardHandler))
 			for i := range polls {
 				line.Emit([]point.Sample{{ID: "d.x", Value: point.IntValue(int64(i))}})
 			}
@@ -522,7 +528,7 @@ func TestTicksAreAligned(t *testing.T) {
 
 // The clock may be set while the publisher runs: forward past a tick, or back.
 func TestTickWhenTheClockIsSet(t *testing.T) {
-	p := New(site, []config.Rule{{Points: []string{"*"}, Topic: "t", Payload: config.Raw, Every: time.Hour}}, []config.Device{device(time.Second, "x")}, nil, slog.New(slog.DiscardHandler))
+	p := newPublisher(site, []config.Rule{{Points: []string{"*"}, Topic: "t", Payload: config.Raw, Every: time.Hour}}, []config.Device{device(time.Second, "x")}, nil, slog.New(slog.DiscardHandler))
 	r := p.rules[0]
 	p.units[0].read, p.units[0].known = reading{value: point.IntValue(1)}, true
 	midnight := time.Date(2025, 11, 5, 0, 0, 0, 0, time.UTC)
@@ -564,7 +570,7 @@ func TestNext(t *testing.T) {
 			{"a heartbeat of what is bad", raw(config.When{AnyChange: true, AtLeast: 64 * time.Second}), true, time.Hour},
 			{"a heartbeat that a gap holds back", raw(config.When{AnyChange: true, AtLeast: 64 * time.Second, AtMost: time.Hour}), false, time.Second},
 		} {
-			p := New(site, []config.Rule{c.rule}, []config.Device{device(0, "x")}, nil, slog.New(slog.DiscardHandler))
+			p := newPublisher(site, []config.Rule{c.rule}, []config.Device{device(0, "x")}, nil, slog.New(slog.DiscardHandler))
 			p.look(p.now(), &p.units[0], &point.Sample{ID: "d.x", Value: point.IntValue(1)})
 			if c.bad {
 				p.look(p.now(), &p.units[0], &point.Sample{ID: "d.x", Quality: point.Bad})
@@ -632,7 +638,7 @@ func TestBandHidesNoMoreThanTheBand(t *testing.T) {
 		gap := time.Duration(rapid.IntRange(0, 3).Draw(t, "gap")) * time.Second
 		payload := rapid.SampledFrom([]config.Payload{config.Raw, config.Batch}).Draw(t, "payload")
 		rule := config.Rule{Points: []string{"*"}, Topic: "{device}", Payload: payload, When: config.When{Band: band, Percent: percent, AtMost: gap}}
-		p := New(site, []config.Rule{rule}, []config.Device{device(time.Second, "x")}, nil, slog.New(slog.DiscardHandler))
+		p := newPublisher(site, []config.Rule{rule}, []config.Device{device(time.Second, "x")}, nil, slog.New(slog.DiscardHandler))
 		line := pipeline.New()
 		feed := line.Subscribe("p", 1)
 

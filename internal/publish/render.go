@@ -24,6 +24,8 @@ type form struct {
 	device  bool
 	point   bool
 	tags    bool
+
+	byUnit map[string]*text // of JSON payloads that say nothing else of a point
 }
 
 func newForm(rule config.Rule, tmpl template) *form {
@@ -32,6 +34,7 @@ func newForm(rule config.Rule, tmpl template) *form {
 		rule: rule, tmpl: tmpl, dynamic: tmpl.has(phValue),
 		quality: has(config.FieldQuality), seq: has(config.FieldSeq),
 		device: has(config.FieldDevice), point: has(config.FieldPoint), tags: has(config.FieldTags),
+		byUnit: make(map[string]*text),
 	}
 }
 
@@ -55,27 +58,37 @@ func fieldsFault(rule config.Rule) string {
 	return ""
 }
 
-// member returns a point as it will stand in this form's payload. The keys of a
-// batch come later, by keys: they depend on who else is in it.
-func (f *form) member(p place, index int32) member {
-	m := member{id: p.point.ID, index: index}
+// text returns what a payload of this form says of a point at all times. The
+// keys of a batch come later, by keys: they depend on who else is in it.
+func (f *form) text(p place) *text {
 	switch f.rule.Payload {
 	case config.JSON:
-		if p.point.Unit != "" {
-			m.head = string(point.AppendJSONString([]byte(`,"unit":`), p.point.Unit))
-		}
-		m.tail = f.jsonTail(p)
+		return f.jsonText(p)
 	case config.Full:
-		m.head = fullHead(p)
+		return &text{head: fullHead(p)}
 	}
-	return m
+	return nil
+}
+
+func (f *form) jsonText(p place) *text {
+	alike := !f.device && !f.point && !f.tags
+	if t := f.byUnit[p.point.Unit]; alike && t != nil {
+		return t
+	}
+	t := &text{tail: "}"}
+	if p.point.Unit != "" {
+		t.head = string(point.AppendJSONString([]byte(`,"unit":`), p.point.Unit))
+	}
+	if alike {
+		f.byUnit[p.point.Unit] = t
+	} else {
+		t.tail = f.jsonTail(p)
+	}
+	return t
 }
 
 // jsonTail returns the members of a JSON payload that follow its counters.
 func (f *form) jsonTail(p place) string {
-	if !f.device && !f.point && !f.tags {
-		return "}"
-	}
 	var b []byte
 	if f.device {
 		b = point.AppendJSONString(append(b, `,"device":`...), p.point.ID.Device())
@@ -169,13 +182,15 @@ func (f *form) keys(t *Topic) {
 		// Two devices may differ only in what a topic cannot hold.
 		short = short && m.id.Device() == t.members[0].id.Device()
 	}
+	texts := make([]text, len(t.members))
 	for i := range t.members {
 		m := &t.members[i]
 		key := string(m.id)
 		if short && !reserved(m.id) {
 			key = m.id.Name()
 		}
-		m.head = string(append(point.AppendJSONString([]byte{','}, key), ':'))
+		texts[i].head = string(append(point.AppendJSONString([]byte{','}, key), ':'))
+		m.text = &texts[i]
 	}
 }
 
@@ -205,7 +220,7 @@ func (t *Topic) Render(seq uint64, samples ...point.Sample) (msg mqtt.Message, o
 		for j := range t.members {
 			if t.members[j].id == s.ID {
 				r := readingOf(s)
-				picks = append(picks, pick{&t.members[j], &r})
+				picks = append(picks, pick{t.members[j].text, &r})
 			}
 		}
 	}
@@ -214,30 +229,30 @@ func (t *Topic) Render(seq uint64, samples ...point.Sample) (msg mqtt.Message, o
 	}
 	var c clock
 	return mqtt.Message{
-		Topic:   t.name(picks[0].reading),
+		Topic:   t.form.topic(t.Name, picks[0].reading),
 		Payload: t.form.append(nil, &c, seq, picks),
 		QoS:     t.form.rule.QoS,
 		Retain:  t.form.rule.Retain,
 	}, true
 }
 
-// name returns the topic of a message that says r.
-func (t *Topic) name(r *reading) string {
-	if !t.form.dynamic {
-		return t.Name
+// topic returns the topic of a message that says r on the topic of this name.
+func (f *form) topic(name string, r *reading) string {
+	if !f.dynamic {
+		return name
 	}
-	return nameWithValue(t.Name, r.value)
+	return nameWithValue(name, r.value)
 }
 
 // pick is a reading chosen for a message.
 type pick struct {
-	member  *member
+	text    *text
 	reading *reading
 }
 
 // append appends the payload that says picks, of which there is at least one.
 func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
-	m, r := picks[0].member, picks[0].reading
+	t, r := picks[0].text, picks[0].reading
 	v := r.value
 	switch f.rule.Payload {
 	case config.Batch:
@@ -248,7 +263,7 @@ func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
 		}
 		return v.AppendText(dst)
 	case config.Full:
-		dst = append(dst, m.head...)
+		dst = append(dst, t.head...)
 		switch _, text := v.Text(); {
 		case v.IsZero():
 			dst = append(dst, "null"...)
@@ -264,7 +279,7 @@ func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
 	dst = v.AppendJSON(append(dst, `{"value":`...))
 	dst = c.append(append(dst, `,"timestamp":"`...), r.time)
 	dst = append(dst, '"')
-	dst = append(dst, m.head...)
+	dst = append(dst, t.head...)
 	if f.quality || r.quality == point.Bad {
 		dst = append(dst, `,"quality":"`...)
 		dst = append(dst, r.quality.String()...)
@@ -273,7 +288,7 @@ func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
 	if f.seq {
 		dst = strconv.AppendUint(append(dst, `,"seq":`...), seq, 10)
 	}
-	return append(dst, m.tail...)
+	return append(dst, t.tail...)
 }
 
 // appendBatch appends one object with all picks. Its time is that of the newest.
@@ -282,15 +297,13 @@ func (f *form) appendBatch(dst []byte, c *clock, seq uint64, picks []pick) []byt
 	doubtful := false
 	for i := range picks {
 		r := picks[i].reading
-		if r.time.After(newest) {
-			newest = r.time
-		}
+		newest = max(newest, r.time)
 		doubtful = doubtful || r.quality == point.Bad || f.quality && r.quality != point.Good
 	}
 	dst = c.append(append(dst, `{"timestamp":"`...), newest)
 	dst = append(dst, '"')
 	for i := range picks {
-		dst = append(dst, picks[i].member.head...)
+		dst = append(dst, picks[i].text.head...)
 		dst = picks[i].reading.value.AppendJSON(dst)
 	}
 	if doubtful {
@@ -312,7 +325,7 @@ func (f *form) appendDoubts(dst []byte, picks []pick) []byte {
 		if q == point.Good || q == point.Uncertain && !f.quality {
 			continue
 		}
-		head := picks[i].member.head // ,"key":
+		head := picks[i].text.head // ,"key":
 		if first {
 			head, first = head[1:], false
 		}
@@ -331,13 +344,16 @@ type clock struct {
 	text   []byte // 2025-11-05T14:30:15.
 }
 
-// append appends t in UTC with milliseconds: 2025-11-05T14:30:15.123Z.
-func (c *clock) append(dst []byte, t time.Time) []byte {
-	if sec := t.Unix(); sec != c.second || c.text == nil {
-		c.second = sec
-		c.text = t.UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05.")
+// append appends a time in UTC with milliseconds: 2025-11-05T14:30:15.123Z.
+func (c *clock) append(dst []byte, t millis) []byte {
+	sec, ms := t/1000, t%1000
+	if ms < 0 { // before 1970
+		sec, ms = sec-1, ms+1000
 	}
-	ms := t.Nanosecond() / int(time.Millisecond)
+	if int64(sec) != c.second || c.text == nil {
+		c.second = int64(sec)
+		c.text = time.Unix(c.second, 0).UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05.")
+	}
 	dst = append(dst, c.text...)
 	return append(dst, byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10), 'Z')
 }

@@ -14,6 +14,9 @@ type moment = time.Duration
 
 const never moment = math.MaxInt64
 
+// millis is a time as payloads say it: milliseconds since 1970, UTC.
+type millis int64
+
 // rule is a rule at work.
 type rule struct {
 	*form
@@ -21,7 +24,7 @@ type rule struct {
 	band    band
 	change  bool  // any change counts, there is no band
 	sinks   []int // in Publisher.sinks
-	streams []*stream
+	streams []stream
 
 	nextBeat moment        // no heartbeat is due before
 	beatSlot time.Duration // heartbeats due within this time are sent together
@@ -33,18 +36,42 @@ type rule struct {
 
 // stream is one topic of one rule at work: its messages are numbered, and
 // at_most keeps them apart.
+// There may be one for each point, so what only a batch needs stands apart.
 type stream struct {
-	topic   *Topic
-	rule    *rule
+	rule   *rule
+	name   string   // the topic's
+	only   [1]*unit // of a stream that is no batch
+	batch  *batch   // nil: it is none
+	seq    uint64   // of the last message
+	last   moment   // when that was sent
+	sent   bool     // there was one
+	held   bool     // waits for the end of the gap
+	listed bool     // is in rule.held
+}
+
+// batch is a stream of several points.
+type batch struct {
 	units   []*unit
-	seq     uint64 // of the last message
-	last    moment // when that was sent
-	sent    bool   // there was one
-	held    bool   // waits for the end of the gap
-	listed  bool   // is in rule.held
-	touched bool   // a batch: is in Publisher.touched
-	due     bool   // a batch: a reading of the current step is to be published
-	fresh   []*unit
+	fresh   []*unit // those that have a reading that may be published
+	touched bool    // is in Publisher.touched
+	due     bool    // a reading of the current step is to be published
+}
+
+// units returns the points of a stream.
+func (st *stream) units() []*unit {
+	if st.batch != nil {
+		return st.batch.units
+	}
+	return st.only[:]
+}
+
+// candidates returns those points of a stream whose newest reading may be
+// published.
+func (st *stream) candidates() []*unit {
+	if st.batch != nil {
+		return st.batch.fresh
+	}
+	return st.only[:]
 }
 
 // unit is one point of one stream: what was published of it, and what was read
@@ -52,36 +79,36 @@ type stream struct {
 type unit struct {
 	rule   *rule
 	stream *stream
-	member *member
+	text   *text
 
-	said    point.Value   // published last
+	said  point.Value   // published last
+	read  reading       // newest that may be published
+	last  moment        // when the last message was sent
+	early time.Duration // how much too early a reading may come for a heartbeat
+
 	quality point.Quality // of said
 	sent    bool          // there was a message
 	silent  bool          // the last sample was Bad, and nobody was told
 	back    bool          // there was silence since the last message
-	fresh   bool          // a batch: is in stream.fresh, with a reading that may be published
-
-	known bool // there is something in read
-
-	read  reading       // newest that may be published
-	last  moment        // when the last message was sent
-	early time.Duration // how much too early a reading may come for a heartbeat
+	fresh   bool          // a batch: is in batch.fresh
+	known   bool          // there is something in read
 }
 
 // reading is what is to be said of a sample.
 type reading struct {
 	value   point.Value
+	time    millis
 	quality point.Quality
-	time    time.Time
 }
 
 // readingOf returns what is to be said of s: of a Bad one no value, whatever its
 // source left in it.
 func readingOf(s *point.Sample) reading {
+	at := millis(s.Time.UnixMilli())
 	if s.Quality == point.Bad {
-		return reading{quality: point.Bad, time: s.Time}
+		return reading{quality: point.Bad, time: at}
 	}
-	return reading{s.Value, s.Quality, s.Time}
+	return reading{s.Value, at, s.Quality}
 }
 
 // newRule returns the rule without sinks and streams.
@@ -141,11 +168,15 @@ func (p *Publisher) meet(n pipeline.Slot, id point.ID) {
 		p.slots = append(p.slots, slot{})
 	}
 	sp, ok := p.points[id]
+	p.slots[n] = slot{sp, ok}
 	if !ok {
 		// Looked up again each time; it is no part of the configuration.
 		p.unknown.Add(1)
+		return
 	}
-	p.slots[n] = slot{sp, ok}
+	if p.unmet--; p.unmet == 0 {
+		p.points = nil // nobody will ask again
+	}
 }
 
 // look decides what one sample is to one rule.
@@ -186,38 +217,39 @@ func (u *unit) differs() bool {
 
 // touch notes the newest reading of a point of a batch until settle.
 func (p *Publisher) touch(u *unit, due bool) {
-	st := u.stream
-	if !st.touched {
-		st.touched = true
-		p.touched = append(p.touched, st)
+	b := u.stream.batch
+	if !b.touched {
+		b.touched = true
+		p.touched = append(p.touched, u.stream)
 	}
 	if !u.fresh {
 		u.fresh = true
-		st.fresh = append(st.fresh, u)
+		b.fresh = append(b.fresh, u)
 	}
-	st.due = st.due || due
+	b.due = b.due || due
 }
 
 // settle ends a step for the batches it has touched.
 func (p *Publisher) settle(now moment) {
 	for i, st := range p.touched {
-		if st.due {
+		b := st.batch
+		if b.due {
 			p.offer(now, st)
 		} else if !st.held {
-			st.forget()
+			b.forget()
 		}
-		st.touched, st.due = false, false
+		b.touched, b.due = false, false
 		p.touched[i] = nil
 	}
 	p.touched = p.touched[:0]
 }
 
 // forget drops the readings of a batch that need not be published.
-func (st *stream) forget() {
-	for _, u := range st.fresh {
+func (b *batch) forget() {
+	for _, u := range b.fresh {
 		u.fresh = false
 	}
-	st.fresh = st.fresh[:0]
+	b.fresh = b.fresh[:0]
 }
 
 // offer sends a message, or holds it back to the end of the gap.
@@ -242,24 +274,23 @@ func (r *rule) gapEnd(end moment) moment { return (end + r.gapSlot - 1).Truncate
 // send renders the message of a stream: of a batch its fresh readings, else the
 // newest reading of its point.
 func (p *Publisher) send(now moment, st *stream) {
-	units := st.fresh
-	if !st.rule.batch() {
-		units = st.units
-	}
+	units := st.candidates()
 	p.picks = p.picks[:0]
 	for _, u := range units {
-		p.picks = append(p.picks, pick{u.member, &u.read})
+		p.picks = append(p.picks, pick{u.text, &u.read})
 	}
 	st.seq++
 	from := len(p.buf)
 	p.buf = st.rule.append(p.buf, &p.clock, st.seq, p.picks)
-	p.out = append(p.out, outgoing{st, st.topic.name(p.picks[0].reading), from, len(p.buf)})
+	p.out = append(p.out, outgoing{st, st.rule.topic(st.name, p.picks[0].reading), from, len(p.buf)})
 
 	for _, u := range units {
 		u.said, u.quality, u.last = u.read.value, u.read.quality, now
 		u.sent, u.back, u.fresh = true, false, false
 	}
-	st.fresh = st.fresh[:0]
+	if st.batch != nil {
+		st.batch.fresh = st.batch.fresh[:0]
+	}
 	st.last, st.sent, st.held = now, true, false
 	if r := st.rule; r.when.AtLeast > 0 {
 		r.nextBeat = min(r.nextBeat, now+r.when.AtLeast)
@@ -324,17 +355,15 @@ func (p *Publisher) endGaps(now moment, r *rule) {
 // endGap sends what a stream held back, if it still has something to say.
 func (p *Publisher) endGap(now moment, st *stream) {
 	st.held = false
-	units := st.fresh
-	if !st.rule.batch() {
-		units = st.units
-	}
-	for _, u := range units {
+	for _, u := range st.candidates() {
 		if u.differs() || st.rule.when.AtLeast > 0 && now >= u.last+st.rule.when.AtLeast-u.early {
 			p.send(now, st)
 			return
 		}
 	}
-	st.forget()
+	if st.batch != nil {
+		st.batch.forget()
+	}
 }
 
 // release ends all gaps, at the end of Run.
@@ -358,8 +387,9 @@ func (p *Publisher) beat(now moment, r *rule) {
 		return // readings came in time
 	}
 	r.nextBeat = never
-	for _, st := range r.streams {
-		for _, u := range st.units {
+	for i := range r.streams {
+		st := &r.streams[i]
+		for _, u := range st.units() {
 			if !u.beats() || now < u.last+r.when.AtLeast-r.beatSlot {
 				continue
 			}
@@ -381,8 +411,9 @@ func (u *unit) beats() bool { return u.sent && !u.silent }
 // firstBeat returns when the first heartbeat of the rule is due.
 func (r *rule) firstBeat() moment {
 	first := never
-	for _, st := range r.streams {
-		for _, u := range st.units {
+	for i := range r.streams {
+		st := &r.streams[i]
+		for _, u := range st.units() {
 			if u.beats() {
 				first = min(first, u.last+r.when.AtLeast)
 			}
@@ -402,8 +433,9 @@ func (p *Publisher) checkTick(now time.Time, m moment, r *rule) {
 	if left > 0 {
 		return
 	}
-	for _, st := range r.streams {
-		for _, u := range st.units {
+	for i := range r.streams {
+		st := &r.streams[i]
+		for _, u := range st.units() {
 			if !u.known || u.silent {
 				continue
 			}

@@ -22,12 +22,18 @@ type Topic struct {
 	newest  int32 // match of the point that joined last, while Topics is at work
 }
 
-// member is a point on a topic, with the text of its payload that never changes.
+// member is a point on a topic.
 type member struct {
 	id    point.ID
-	index int32  // of the point among all points of the devices, in order
-	head  string // what stands before the value
-	tail  string // what stands after it, timestamp and counters apart
+	index int32 // of the point among all points of the devices, in order
+	text  *text
+}
+
+// text is what never changes of a point's part of a payload. Points that are
+// worded alike share one; a bare value has none.
+type text struct {
+	head string // what stands before the value
+	tail string // what stands after it, timestamp and counters apart
 }
 
 // Points returns the points of the topic, in the order of the configuration.
@@ -161,7 +167,7 @@ func (l *layout) rule(r int, cfg config.Rule) {
 			if !matches(globs, found, p.ID) {
 				continue
 			}
-			name, err := l.name(tmpl, place{&l.site, dev, p})
+			name, first, err := l.name(tmpl, place{&l.site, dev, p})
 			if err != nil {
 				lacking.add(fault("topic", "%v", err))
 				continue
@@ -171,7 +177,7 @@ func (l *layout) rule(r int, cfg config.Rule) {
 				continue
 			}
 			m := match{index: index, device: int32(d), point: int32(i)}
-			if other, rule, clash := l.join(r, name, form, m); clash {
+			if other, rule, clash := l.join(r, name, first, form, m); clash {
 				f := fault("topic", "%s", collisionText(other, rule, p.ID, r, name))
 				f.Points, f.OtherRule = [2]point.ID{other, p.ID}, rule
 				collisions.add(f)
@@ -208,29 +214,26 @@ func collisionText(a point.ID, ruleA int, b point.ID, ruleB int, name string) st
 	return fmt.Sprintf("%s and %s would both be published on %q; tell them apart by {device} and {point}, or set payload: batch", a, b, name)
 }
 
-// name returns the topic of a point, in the memory of a topic that has the same
-// name already.
-func (l *layout) name(t template, p place) (string, error) {
+// name returns the topic of a point, and the newest one laid out that has the
+// same name, -1 if none has.
+func (l *layout) name(t template, p place) (name string, newest int32, err error) {
 	b, err := t.expand(l.buf[:0], p)
 	l.buf = b
 	if err != nil {
-		return "", err
+		return "", -1, err
 	}
 	if i, ok := l.names[string(b)]; ok {
-		return l.topics[i].Name, nil
+		return l.topics[i].Name, i, nil
 	}
-	return string(b), nil
+	return string(b), -1, nil
 }
 
-// join puts a point on a topic of rule r, or returns the point, and the rule,
-// whose messages it would be mixed up with. Rules that share no destination
-// cannot collide; batches may share a topic with each other; and a point may be
-// published on one topic by several rules.
-func (l *layout) join(r int, name string, f *form, m match) (other point.ID, rule int, clash bool) {
-	first, ok := l.names[name]
-	if !ok {
-		first = -1
-	}
+// join puts a point on a topic of rule r, whose name is that of the topic first
+// and those before it, or returns the point, and the rule, whose messages it
+// would be mixed up with. Rules that share no destination cannot collide;
+// batches may share a topic with each other; and a point may be published on one
+// topic by several rules.
+func (l *layout) join(r int, name string, first int32, f *form, m match) (other point.ID, rule int, clash bool) {
 	m.topic, m.older = -1, -1
 	for i := first; i >= 0; i = l.topics[i].same {
 		t := &l.topics[i]
@@ -282,7 +285,7 @@ func (l *layout) finish() []Topic {
 		t := &l.topics[m.topic]
 		dev := &l.devices[m.device]
 		p := place{&l.site, dev, &dev.Points[m.point]}
-		t.members = append(t.members, t.form.member(p, m.index))
+		t.members = append(t.members, member{p.point.ID, m.index, t.form.text(p)})
 	}
 	for i := range l.topics {
 		l.topics[i].form.keys(&l.topics[i])
