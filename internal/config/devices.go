@@ -426,6 +426,10 @@ func invalidPattern(x raw, p point.Point) (uint64, bool) {
 	switch p.Type {
 	case point.Int8, point.Uint8:
 		width = 8
+	case point.Float16, point.Float32, point.Float64:
+		if x.neg || !strings.HasPrefix(x.at.Text, "0x") {
+			return floatPattern(x, p.Type)
+		}
 	}
 	if width > 64 {
 		return 0, false
@@ -437,6 +441,21 @@ func invalidPattern(x raw, p point.Point) (uint64, bool) {
 		return 0, false
 	}
 	return -x.mag & (math.MaxUint64 >> (64 - width)), true
+}
+
+// floatPattern returns the bits of a float that is written as a number: the
+// -9999 of a float32 is 0xC61C3C00.
+func floatPattern(x raw, t point.Type) (uint64, bool) {
+	v := point.UintValue(x.mag)
+	if x.neg {
+		v = point.IntValue(-int64(x.mag))
+	}
+	regs, err := point.Point{Table: modbus.HoldingRegisters, Type: t}.Encode(v)
+	var n uint64
+	for _, r := range regs {
+		n = n<<16 | uint64(r)
+	}
+	return n, err == nil
 }
 
 // groups checks that the points of each group can be read in one request.

@@ -499,7 +499,8 @@ func (d *decoder) rawNumber(k *node) (int64, bool) {
 }
 
 // raw is a raw value as it is written: with a sign it is a number of the
-// point's type, without one it is that or its bit pattern.
+// point's type, without one it is that or its bit pattern, which differ for a
+// float: there 0x is the pattern.
 type raw struct {
 	neg bool
 	mag uint64

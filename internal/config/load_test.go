@@ -593,6 +593,28 @@ devices:
 	}
 }
 
+// What means "no value" of a float is a number; its bits are hexadecimal.
+func TestInvalidFloat(t *testing.T) {
+	tests := []struct {
+		kind, invalid string
+		want          uint64
+	}{
+		{"float16", "-9984", 0xF0E0},
+		{"float32", "-9999", 0xC61C3C00},
+		{"float32", "9999", 0x461C3C00},
+		{"float32", "0x7F7FFFFF", 0x7F7FFFFF},
+		{"float64", "-1", 0xBFF0000000000000},
+		{"uint32", "9999", 9999},
+		{"int32", "-1", 0xFFFFFFFF},
+	}
+	for _, tt := range tests {
+		cfg := load(t, one("{ at: holding 0, type: "+tt.kind+", invalid: ["+tt.invalid+"] }"))
+		if got := cfg.Devices[0].Points[0].Invalid; len(got) != 1 || got[0] != tt.want {
+			t.Errorf("%s, invalid: %s is %#x, want %#x", tt.kind, tt.invalid, got, tt.want)
+		}
+	}
+}
+
 // The rest of the sections, with nothing left at its default.
 func TestSections(t *testing.T) {
 	dir := write(t, map[string]string{"fieldgate.yaml": `

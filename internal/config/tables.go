@@ -298,7 +298,7 @@ func newPoint(t *tables) *object[rawPoint] {
 		key("tags", func(p *rawPoint) *map[string]string { return &p.tags }, tags(), "Texts for {tag.NAME} in topics, and for payloads."),
 		key("every", func(p *rawPoint) *point.Interval { return &p.every }, interval(), "As of the device, whose it is by default.").aka("interval", "poll", "period", "scan", "rate"),
 		key("group", func(p *rawPoint) *string { return &p.group }, text("the name of a group"), "Points of one group are read together in one request, or marked uncertain."),
-		key("invalid", func(p *rawPoint) *[]raw { return &p.invalid }, rawValues(), "Raw values that mean \"no value\": [0x8000].").aka("nan", "error_value"),
+		key("invalid", func(p *rawPoint) *[]raw { return &p.invalid }, rawValues(), "Raw values that mean \"no value\": [0x8000]. Of a float -9999 is the number, 0x7FC00000 its bits.").aka("nan", "error_value"),
 		key("write", func(p *rawPoint) **point.Write { return &p.write }, pointer(write), "How the point may be written; {} = without limits. Default: read only.").aka("writable", "rw", "access", "readonly"),
 		later[rawPoint]("initial", "Of virtual devices."),
 		later[rawPoint]("from", "Of virtual devices."),
