@@ -25,10 +25,6 @@ import (
 // ErrClosed is what every call answers after Close.
 var ErrClosed = errors.New("queue is closed")
 
-// memoryMost bounds a queue whatever max_bytes says: it all is in memory, and
-// a small gateway has 512 MB of that.
-const memoryMost = 64 << 20
-
 // lookEvery is how often Run looks for messages past their age and for a
 // change between full and not.
 const lookEvery = time.Second
@@ -81,8 +77,8 @@ type Queue struct {
 // Open makes the queue of the uplink called name. It takes the folder in which
 // a queue may keep a file, and keeps none.
 func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) {
-	if cfg.MaxBytes <= 0 || cfg.MaxBytes > memoryMost {
-		cfg.MaxBytes = memoryMost
+	if cfg.MaxBytes <= 0 || cfg.MaxBytes > config.QueueInMemory {
+		cfg.MaxBytes = config.QueueInMemory
 	}
 	q := &Queue{
 		cfg:   cfg,
