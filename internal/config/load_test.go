@@ -151,7 +151,7 @@ func TestFaults(t *testing.T) {
 		{"bare number", one("{ at: 100 }"), `100 can be read in two ways: write "holding 100" for protocol address 100, or 40100`},
 		{"yes", one("{ at: holding 0, write: { verify: yes } }"), "yes is not a boolean here; write true"},
 		{"off", one("{ at: holding 0, write: { verify: off } }"), "off is not a boolean here; write false"},
-		{"true in quotes", one(`{ at: holding 0, write: { verify: "true" } }`), "true is not a boolean here; write true"},
+		{"true in quotes", one(`{ at: holding 0, write: { verify: "true" } }`), "the quotes make it text; write true without them"},
 		{"boolean for a word", "buses: { b: { serial: /dev/a, rs485: false } }", "false is a boolean; write off"},
 		{"decimal comma", one(`{ at: holding 0, scale: "0,1" }`), "write a point, not a comma: 0.1"},
 		{"scale of 0", one("{ at: holding 0, scale: 0.0 }"), "points.p.scale: 0 makes every value the same"},

@@ -70,10 +70,16 @@ func boolean() value[bool] {
 				return false, true
 			}
 		}
-		switch strings.ToLower(s) {
-		case "yes", "on", "y", "1", "true":
+		switch word := strings.ToLower(s); word {
+		case "true", "false":
+			if n.Style() != yamltree.Plain {
+				d.shapef(n, "the quotes make it text; write %s without them", word)
+			} else {
+				d.shapef(n, "%s is not a boolean here; write %s", s, word)
+			}
+		case "yes", "on", "y", "1":
 			d.shapef(n, "%s is not a boolean here; write true", s)
-		case "no", "off", "n", "0", "false":
+		case "no", "off", "n", "0":
 			d.shapef(n, "%s is not a boolean here; write false", s)
 		default:
 			d.shapef(n, "%s is not true or false; write one of them", quote(s))
