@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"fieldgate/internal/line"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
+	"fieldgate/internal/probe"
 )
 
 // modbusCommands are the words after "fieldgate modbus".
@@ -76,9 +76,8 @@ func (p *peer) flags(f *flags) {
 
 // wire is an open way to one unit.
 type wire struct {
-	*line.Line
+	unit probe.Unit
 	bus  config.Bus
-	unit modbus.UnitID
 	stop func() // closes the wire and waits for its end
 }
 
@@ -98,9 +97,9 @@ func (p *peer) open(ctx context.Context, a *app, url string) (*wire, error) {
 	if p.timeout > 0 {
 		bus.Timeout = p.timeout
 	}
-	w := &wire{Line: line.New(bus, slog.New(slog.DiscardHandler)), bus: bus, unit: modbus.UnitID(p.unit)}
+	l := line.New(bus, slog.New(slog.DiscardHandler))
 	if p.trace {
-		w.SetTrace(func(dir byte, b []byte, at time.Time) {
+		l.SetTrace(func(dir byte, b []byte, at time.Time) {
 			fmt.Fprintf(a.stderr, "%s %c % x\n", at.Format("15:04:05.000"), dir, b)
 		})
 	}
@@ -108,39 +107,33 @@ func (p *peer) open(ctx context.Context, a *app, url string) (*wire, error) {
 	done := make(chan struct{})
 	go func() { // ends when stop cancels ctx
 		defer close(done)
-		w.Run(ctx) // its errors are told to the requests
+		l.Run(ctx) // its errors are told to the requests
 	}()
-	w.stop = func() {
+	stop := func() {
 		cancel()
 		<-done
 	}
-	return w, nil
+	return &wire{probe.Unit{Endpoint: l, ID: modbus.UnitID(p.unit)}, bus, stop}, nil
 }
 
-// failed gives an error of a request its place and its exit code.
-func (w *wire) failed(err error, format string, args ...any) error {
-	text := fmt.Sprintf(format, args...)
-	var refused modbus.Exception
-	if errors.As(err, &refused) && refused == modbus.IllegalDataAddress {
+// failed gives the error of a request its place, a way on and its exit code.
+// Other errors stay as they are.
+func (w *wire) failed(err error) error {
+	var request *probe.Error
+	if !errors.As(err, &request) {
+		return err
+	}
+	err = fmt.Errorf("%s: %w", w.bus.Address, err)
+	if errors.Is(err, modbus.IllegalDataAddress) {
 		err = fmt.Errorf("%w; \"fieldgate modbus scan regs\" finds the addresses that exist", err)
 	}
-	err = fmt.Errorf("%s: unit %d: %s: %w", w.bus.Address, w.unit, text, err)
 	switch {
-	case unanswered(err):
+	case probe.Unanswered(err):
 		return noPeer(err)
 	case errors.Is(err, modbus.ErrInvalidRequest):
 		return badConfig(err)
 	}
 	return err
-}
-
-// unanswered reports whether err means that the device itself gave no answer.
-func unanswered(err error) bool {
-	var refused modbus.Exception
-	if errors.As(err, &refused) {
-		return refused == modbus.GatewayPathUnavailable || refused == modbus.GatewayTargetNoResponse
-	}
-	return errors.Is(err, modbus.ErrNoResponse) || errors.Is(err, modbus.ErrNotConnected) || errors.Is(err, modbus.ErrBadResponse)
 }
 
 // layout holds the options that say how values lie in registers.
@@ -250,42 +243,23 @@ func (l *layout) name(t modbus.Table, addr uint16) string {
 	return fmt.Sprintf("%s %d (%s)", t, int(addr)+int(l.base), point.Modicon(t, addr))
 }
 
-// reading is one value as it was read.
-type reading struct {
-	Address string      `json:"address"`
-	Modicon string      `json:"modicon"`
-	Value   point.Value `json:"value"`
-	Raw     []uint16    `json:"raw"`
-	Reason  string      `json:"reason,omitempty"` // why there is no value
-}
-
-// read makes a reading of registers.
-func (l *layout) read(p point.Point, regs []uint16) (reading, error) {
-	r := reading{
-		Address: fmt.Sprintf("%s %d", p.Table, int(p.Address)+int(l.base)),
-		Modicon: point.Modicon(p.Table, p.Address),
-		Raw:     regs,
-	}
-	v, err := p.Decode(regs)
-	if err != nil && !errors.Is(err, point.ErrInvalid) {
-		return r, err
-	}
-	if r.Value = v; err != nil {
-		r.Reason = strings.TrimPrefix(err.Error(), point.ErrInvalid.Error()+": ")
-	}
-	return r, nil
-}
-
-// print prints one line: "holding 0 (40001)  17".
-func (r reading) print(w io.Writer, asJSON bool) error {
+// print prints one value, on one line: "holding 0 (40001)  17".
+func (l *layout) print(w io.Writer, r probe.Reading, asJSON bool) error {
+	at, modicon := fmt.Sprintf("%s %d", r.Point.Table, int(r.Point.Address)+int(l.base)), point.Modicon(r.Point.Table, r.Point.Address)
 	if asJSON {
-		return json.NewEncoder(w).Encode(r)
+		return json.NewEncoder(w).Encode(struct {
+			Address string      `json:"address"`
+			Modicon string      `json:"modicon"`
+			Value   point.Value `json:"value"`
+			Raw     []uint16    `json:"raw"`
+			Reason  string      `json:"reason,omitempty"` // why there is no value
+		}{at, modicon, r.Value, r.Raw, r.Reason})
 	}
 	text := r.Value.String()
 	if r.Reason != "" {
 		text = "no value (" + r.Reason + ")"
 	}
-	_, err := fmt.Fprintf(w, "%s (%s)  %s\n", r.Address, r.Modicon, text)
+	_, err := fmt.Fprintf(w, "%s (%s)  %s\n", at, modicon, text)
 	return err
 }
 
@@ -326,18 +300,17 @@ look wrong, "fieldgate modbus decode" shows them in every type and order.`)
 	if err != nil {
 		return err
 	}
+	if err := probe.Fits(pt, count); err != nil {
+		return badConfig(err)
+	}
 	w, err := p.open(ctx, a, url)
 	if err != nil {
 		return err
 	}
 	defer w.stop()
-	return w.readValues(ctx, pt, count, func(p point.Point, regs []uint16) error {
-		r, err := l.read(p, regs)
-		if err != nil {
-			return err
-		}
-		return r.print(a.stdout, *asJSON)
-	})
+	return w.failed(w.unit.Read(ctx, pt, count, func(r probe.Reading) error {
+		return l.print(a.stdout, r, *asJSON)
+	}))
 }
 
 // takeURL takes the URL off the front of args.
@@ -346,31 +319,6 @@ func takeURL(args []string) (url string, rest []string, err error) {
 		return "", nil, usagef("a URL is missing, such as tcp://10.0.0.10:502 or rtu:///dev/ttyUSB0?mode=9600-8N1")
 	}
 	return args[0], args[1:], nil
-}
-
-// readValues reads count values like p that follow one another, in as few
-// requests as they fit into, and calls each for every one.
-func (w *wire) readValues(ctx context.Context, p point.Point, count int, each func(point.Point, []uint16) error) error {
-	size := p.Words()
-	if end := int(p.Address) + count*size; end > 1<<16 {
-		return usagef("%d values from %s on end past address 65535", count, point.FormatAddress(p.Table, p.Address))
-	}
-	most := p.Table.MaxRead() / size
-	for count > 0 {
-		n := min(count, most)
-		regs, err := modbus.ReadRegisters(ctx, w, w.unit, p.Table, p.Address, uint16(n*size))
-		if err != nil {
-			return w.failed(err, "read %s+%d", point.FormatAddress(p.Table, p.Address), n*size)
-		}
-		for chunk := range slices.Chunk(regs, size) {
-			if err := each(p, chunk); err != nil {
-				return err
-			}
-			p.Address += uint16(size)
-		}
-		count -= n
-	}
-	return nil
 }
 
 func cmdModbusWrite(ctx context.Context, a *app, args []string) error {
@@ -413,171 +361,57 @@ reading the register and writing it back.`)
 	if err != nil {
 		return err
 	}
-	job, err := newWriteJob(pt, values, *function)
+	code, known := map[string]modbus.FunctionCode{"auto": 0, "5": 5, "6": 6, "15": 15, "16": 16}[*function]
+	if !known {
+		return usagef("--function %s is not auto, 5, 6, 15 or 16", *function)
+	}
+	encoded, err := probe.Encode(pt, values, code)
+	if errors.Is(err, probe.ErrPart) {
+		return usagef("with --bit, int8 or uint8 one value is written at a time")
+	}
 	if err != nil {
-		return err
+		return badConfig(err)
 	}
 	w, err := p.open(ctx, a, url)
 	if err != nil {
 		return err
 	}
 	defer w.stop()
-	if err := job.send(ctx, w); err != nil {
-		// Whether the device did it can be seen.
-		if unanswered(err) && !*noVerify && !errors.Is(err, modbus.ErrNotConnected) {
-			if shown, readErr := job.readBack(ctx, w); readErr == nil && job.same(shown) {
-				fmt.Fprintf(a.stderr, "fieldgate: %v; but the device shows what was written\n", err)
-				return job.print(a.stdout, &l, shown, *asJSON)
-			}
-			return noPeer(fmt.Errorf("%w; it is unknown whether the device did it", err))
+	result := w.unit.Write(ctx, encoded, !*noVerify)
+	err = w.failed(result.Err)
+	switch result.Outcome {
+	case probe.Failed:
+		return w.failed(otherFunction(result.Err))
+	case probe.Unknown:
+		if *noVerify {
+			return err
 		}
-		return err
+		return noPeer(fmt.Errorf("%w; it is unknown whether the device did it", err))
+	case probe.Written:
+		if err != nil {
+			return fmt.Errorf("written, but %w", err)
+		}
+	case probe.Verified:
+		if err != nil {
+			fmt.Fprintf(a.stderr, "fieldgate: %v; but the device shows what was written\n", err)
+		}
 	}
-	broadcast := w.unit == modbus.Broadcast && w.bus.Framing != modbus.FramingTCP
-	if *noVerify || broadcast {
-		return job.print(a.stdout, &l, job.regs, *asJSON)
+	for _, r := range result.Shown {
+		if err := l.print(a.stdout, r, *asJSON); err != nil {
+			return err
+		}
 	}
-	shown, err := job.readBack(ctx, w)
-	if err != nil {
-		return fmt.Errorf("written, but %w", err)
-	}
-	if err := job.print(a.stdout, &l, shown, *asJSON); err != nil {
-		return err
-	}
-	if !job.same(shown) {
-		return fmt.Errorf("%s: unit %d: %s: the device took %s but shows another value", w.bus.Address, w.unit, l.name(t, addr), strings.Join(values, " "))
+	if result.Outcome == probe.Differs {
+		return fmt.Errorf("%s: unit %d: %s: the device took %s but shows another value", w.bus.Address, w.unit.ID, l.name(t, addr), strings.Join(values, " "))
 	}
 	return nil
 }
 
-// writeJob is the values of one "modbus write", ready for the wire.
-type writeJob struct {
-	pt       point.Point
-	regs     []uint16
-	function modbus.FunctionCode
-}
-
-// newWriteJob encodes values and chooses the function.
-func newWriteJob(pt point.Point, values []string, function string) (*writeJob, error) {
-	j := &writeJob{pt: pt}
-	for _, text := range values {
-		regs, err := pt.Encode(pt.Parse(text))
-		if err != nil {
-			return nil, badConfig(err)
-		}
-		j.regs = append(j.regs, regs...)
+// otherFunction names a way on if a unit does not know the function of a write.
+func otherFunction(err error) error {
+	var request *probe.Error
+	if errors.As(err, &request) && request.Function.Writes() && errors.Is(err, modbus.IllegalFunction) {
+		return fmt.Errorf("%w; another --function may do", err)
 	}
-	several := len(j.regs) > 1
-	switch function {
-	case "auto":
-		switch {
-		case pt.Table == modbus.Coils && several:
-			j.function = modbus.WriteMultipleCoils
-		case pt.Table == modbus.Coils:
-			j.function = modbus.WriteSingleCoil
-		case several:
-			j.function = modbus.WriteMultipleRegisters
-		default:
-			j.function = modbus.WriteSingleRegister
-		}
-	case "5", "6", "15", "16":
-		n, _ := strconv.Atoi(function)
-		j.function = modbus.FunctionCode(n)
-	default:
-		return nil, usagef("--function %s is not auto, 5, 6, 15 or 16", function)
-	}
-	pt.Write = &point.Write{Function: j.function}
-	if err := pt.Validate(); err != nil {
-		return nil, badConfig(err)
-	}
-	single := j.function == modbus.WriteSingleCoil || j.function == modbus.WriteSingleRegister
-	switch {
-	case single && several:
-		return nil, usagef("function %d writes one value, not %d", j.function, len(j.regs))
-	case j.masked() && several:
-		return nil, usagef("with --bit, int8 or uint8 one value is written at a time")
-	case len(j.regs) > pt.Table.MaxWrite():
-		return nil, usagef("one request writes %d at most, not %d", pt.Table.MaxWrite(), len(j.regs))
-	case int(pt.Address)+len(j.regs) > 1<<16:
-		return nil, usagef("%d from %s on end past address 65535", len(j.regs), point.FormatAddress(pt.Table, pt.Address))
-	}
-	return j, nil
-}
-
-// masked reports whether only a part of a register is written.
-func (j *writeJob) masked() bool { return j.pt.EncodeMask() != 0xFFFF }
-
-// send writes the values.
-func (j *writeJob) send(ctx context.Context, w *wire) error {
-	addr, mask := j.pt.Address, j.pt.EncodeMask()
-	if j.masked() {
-		err := modbus.MaskWrite(ctx, w, w.unit, addr, ^mask, j.regs[0])
-		if !errors.Is(err, modbus.IllegalFunction) {
-			return j.failed(w, err)
-		}
-		old, err := modbus.ReadRegisters(ctx, w, w.unit, j.pt.Table, addr, 1)
-		if err != nil {
-			return w.failed(err, "read %s", point.FormatAddress(j.pt.Table, addr))
-		}
-		return j.failed(w, j.sendRegisters(ctx, w, []uint16{old[0]&^mask | j.regs[0]}))
-	}
-	return j.failed(w, j.sendRegisters(ctx, w, j.regs))
-}
-
-func (j *writeJob) sendRegisters(ctx context.Context, w *wire, regs []uint16) error {
-	addr := j.pt.Address
-	switch j.function {
-	case modbus.WriteSingleCoil:
-		return modbus.WriteCoil(ctx, w, w.unit, addr, regs[0] != 0)
-	case modbus.WriteMultipleCoils:
-		on := make([]bool, len(regs))
-		for i, r := range regs {
-			on[i] = r != 0
-		}
-		return modbus.WriteCoils(ctx, w, w.unit, addr, on)
-	case modbus.WriteSingleRegister:
-		return modbus.WriteRegister(ctx, w, w.unit, addr, regs[0])
-	}
-	return modbus.WriteRegisters(ctx, w, w.unit, addr, regs)
-}
-
-func (j *writeJob) failed(w *wire, err error) error {
-	if err == nil {
-		return nil
-	}
-	if errors.Is(err, modbus.IllegalFunction) {
-		err = fmt.Errorf("%w; another --function may do", err)
-	}
-	return w.failed(err, "write %s+%d", point.FormatAddress(j.pt.Table, j.pt.Address), len(j.regs))
-}
-
-// readBack reads what the device shows after the write.
-func (j *writeJob) readBack(ctx context.Context, w *wire) ([]uint16, error) {
-	var shown []uint16
-	err := w.readValues(ctx, j.pt, len(j.regs)/j.pt.Words(), func(_ point.Point, regs []uint16) error {
-		shown = append(shown, regs...)
-		return nil
-	})
-	return shown, err
-}
-
-// same reports whether shown is what was written.
-func (j *writeJob) same(shown []uint16) bool {
-	mask := j.pt.EncodeMask()
-	return slices.EqualFunc(j.regs, shown, func(a, b uint16) bool { return a&mask == b&mask })
-}
-
-func (j *writeJob) print(out io.Writer, l *layout, regs []uint16, asJSON bool) error {
-	p := j.pt
-	for chunk := range slices.Chunk(regs, p.Words()) {
-		r, err := l.read(p, chunk)
-		if err != nil {
-			return err
-		}
-		if err := r.print(out, asJSON); err != nil {
-			return err
-		}
-		p.Address += uint16(p.Words())
-	}
-	return nil
+	return err
 }

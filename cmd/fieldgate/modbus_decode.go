@@ -4,13 +4,13 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"text/tabwriter"
 
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
+	"fieldgate/internal/probe"
 )
 
 func cmdModbusDecode(ctx context.Context, a *app, args []string) error {
@@ -59,8 +59,8 @@ Types that hold no value there are left out: a float that is NaN, a date before
 			return err
 		}
 		defer w.stop()
-		if regs, err = w.readSome(ctx, t, addr, count); err != nil {
-			return err
+		if regs, err = w.unit.ReadSome(ctx, t, addr, count); err != nil {
+			return w.failed(err)
 		}
 		at = l.name(t, addr)
 	} else {
@@ -82,16 +82,16 @@ Types that hold no value there are left out: a float that is NaN, a date before
 	case at != "":
 		where = point.Modicon(t, addr)
 	}
-	guesses := decodings(t, addr, regs)
+	decodings := probe.Decodings(t, addr, regs)
 	if *asJSON {
 		out := json.NewEncoder(a.stdout)
-		for _, g := range guesses {
+		for _, r := range decodings {
 			if err := out.Encode(struct {
 				Type  string      `json:"type"`
 				Order string      `json:"order"`
 				Value point.Value `json:"value"`
 				Point string      `json:"point"`
-			}{g.p.TypeName(), g.p.Order.String(), g.v, pointYAML(g.p, where)}); err != nil {
+			}{r.Point.TypeName(), r.Point.Order.String(), r.Value, pointYAML(r.Point, where)}); err != nil {
 				return err
 			}
 		}
@@ -101,93 +101,10 @@ Types that hold no value there are left out: a float that is NaN, a date before
 		fmt.Fprintf(a.stdout, "%s  %04x\n\n", at, regs)
 	}
 	out := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	for _, g := range guesses {
-		fmt.Fprintf(out, "%s\t%s\t%s\t%s\n", g.p.TypeName(), g.p.Order, g.v, pointYAML(g.p, where))
+	for _, r := range decodings {
+		fmt.Fprintf(out, "%s\t%s\t%s\t%s\n", r.Point.TypeName(), r.Point.Order, r.Value, pointYAML(r.Point, where))
 	}
 	return out.Flush()
-}
-
-// readSome reads count registers, or as many of the first ones as the device
-// has.
-func (w *wire) readSome(ctx context.Context, t modbus.Table, addr uint16, count int) ([]uint16, error) {
-	count = min(count, modbus.MaxReadRegisters, 1<<16-int(addr))
-	for {
-		regs, err := modbus.ReadRegisters(ctx, w, w.unit, t, addr, uint16(count))
-		switch {
-		case err == nil:
-			return regs, nil
-		case count == 1 || !missing(err):
-			return nil, w.failed(err, "read %s+%d", point.FormatAddress(t, addr), count)
-		}
-		count--
-	}
-}
-
-// missing reports whether a device refuses a read because it lacks some of the
-// registers.
-func missing(err error) bool {
-	return errors.Is(err, modbus.IllegalDataAddress) || errors.Is(err, modbus.IllegalDataValue)
-}
-
-// guess is one way to read registers.
-type guess struct {
-	p point.Point
-	v point.Value
-}
-
-// decodings returns every way to read regs that gives a value, the shortest
-// types first.
-func decodings(t modbus.Table, addr uint16, regs []uint16) []guess {
-	var all []guess
-	try := func(p point.Point, orders ...point.Order) {
-		p.Table, p.Address = t, addr
-		seen := map[point.Value]bool{}
-		for _, p.Order = range orders {
-			n := p.Words()
-			if n > len(regs) {
-				return
-			}
-			v, err := p.Decode(regs[:n])
-			if err != nil || seen[v] || !likely(p, v) {
-				continue
-			}
-			seen[v] = true
-			all = append(all, guess{p, v})
-		}
-	}
-	every := []point.Order{point.ABCD, point.DCBA, point.CDAB, point.BADC}
-	for _, t := range []point.Type{point.Uint16, point.Int16, point.BCD16, point.Float16, point.Uint8, point.Int8} {
-		try(point.Point{Type: t}, point.ABCD)
-	}
-	try(point.Point{Type: point.Uint8, LowByte: true}, point.ABCD)
-	try(point.Point{Type: point.Int8, LowByte: true}, point.ABCD)
-	for _, t := range []point.Type{point.Uint32, point.Int32, point.Float32, point.BCD32, point.Uint64, point.Int64, point.Float64} {
-		try(point.Point{Type: t}, every...)
-	}
-	for l := point.DOS; l <= point.DT7; l++ {
-		p := point.Point{Type: point.Datetime, Layout: l}
-		if l <= point.DT2 { // one number, to which the order applies
-			try(p, every...)
-		} else {
-			try(p, point.ABCD)
-		}
-	}
-	try(point.Point{Type: point.String, Length: uint16(len(regs))}, point.ABCD, point.BADC)
-	try(point.Point{Type: point.Bytes, Length: uint16(len(regs))}, point.ABCD)
-	return all
-}
-
-// likely leaves out what is only noise: dates far from today and text that is
-// not printable.
-func likely(p point.Point, v point.Value) bool {
-	text := v.String()
-	switch p.Type {
-	case point.Datetime:
-		return text >= "2010" && text < "2040"
-	case point.String:
-		return text != "" && printable([]byte(text)) == text
-	}
-	return true
 }
 
 // pointYAML returns the settings of p as a YAML flow map, with the address at

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -13,6 +12,7 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
+	"fieldgate/internal/probe"
 )
 
 func cmdModbusScan(ctx context.Context, a *app, args []string) error {
@@ -34,29 +34,6 @@ Finds what is there, at a pace that leaves the bus usable for others.
 	return usagef("scan what? write \"scan units URL\" or \"scan regs URL ADDRESS COUNT\"")
 }
 
-// pace waits between two requests of a scan.
-func pace(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return ctx.Err()
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// unitFound is one unit that answered a scan.
-type unitFound struct {
-	Unit   int               `json:"unit"`
-	Answer string            `json:"answer"` // to the probe: "ok" or the exception
-	ID     map[string]string `json:"id,omitempty"`
-	id     []string          // the same in the device's order, for people
-}
-
 func cmdModbusScanUnits(ctx context.Context, a *app, args []string) error {
 	f := newFlags("modbus scan units", "URL [FIRST-LAST] [OPTION...]", `
 Asks every unit id (1-247 by default) for one register. Who answers, an
@@ -73,7 +50,7 @@ parity looks like an empty bus.`)
 	f.DurationVar(&p.timeout, "timeout", 300*time.Millisecond, "`TIME` to wait for an answer")
 	f.BoolVar(&p.trace, "trace", false, "show the bytes on the wire, on standard error")
 	pause := f.Duration("pause", 20*time.Millisecond, "`TIME` between two requests")
-	probe := f.String("probe", "holding 0", "the `ADDRESS` that is read")
+	probed := f.String("probe", "holding 0", "the `ADDRESS` that is read")
 	asJSON := f.Bool("json", false, "print a JSON object a unit")
 	rest, err := f.parse(a, args)
 	if err != nil {
@@ -92,7 +69,7 @@ parity looks like an empty bus.`)
 	if len(rest) > 1 {
 		return usagef("%q is one argument too many", rest[1])
 	}
-	t, addr, err := point.ParseAddress(*probe)
+	t, addr, err := point.ParseAddress(*probed)
 	if err != nil {
 		return usagef("--probe %w", err)
 	}
@@ -104,40 +81,15 @@ parity looks like an empty bus.`)
 	n := last - first + 1
 	fmt.Fprintf(a.stderr, "asking %d units for %s: %s at most\n", n, point.FormatAddress(t, addr),
 		(time.Duration(n)*(p.timeout+*pause) + time.Second).Truncate(time.Second))
-	var found []unitFound
-	for unit := first; unit <= last; unit++ {
-		if unit > first {
-			if err := pace(ctx, *pause); err != nil {
-				return err
-			}
-		}
-		w.unit = modbus.UnitID(unit)
-		_, err := modbus.ReadRegisters(ctx, w, w.unit, t, addr, 1)
-		u := unitFound{Unit: unit, Answer: "ok"}
-		var refused modbus.Exception
-		switch {
-		case errors.Is(err, modbus.ErrNotConnected), ctx.Err() != nil:
-			return w.failed(err, "read %s", point.FormatAddress(t, addr))
-		case errors.Is(err, modbus.ErrBadResponse):
-			u.Answer = err.Error() // someone is there, or two with one id
-		case err != nil && unanswered(err):
-			continue
-		case errors.As(err, &refused):
-			u.Answer = refused.Error()
-		case err != nil:
-			return w.failed(err, "read %s", point.FormatAddress(t, addr))
-		}
-		if u.Answer == "ok" || refused != 0 {
-			if err := u.identify(ctx, w, *pause); err != nil {
-				return err
-			}
-		}
+	var found []probe.Found
+	search := probe.Search{First: modbus.UnitID(first), Last: modbus.UnitID(last), Table: t, Address: addr, Pause: *pause}
+	err = search.Run(ctx, w.unit.Endpoint, func(u probe.Found) error {
 		found = append(found, u)
-		if err := u.print(a.stdout, *asJSON); err != nil {
-			return err
-		}
-	}
+		return printUnit(a.stdout, u, *asJSON)
+	})
 	switch {
+	case err != nil:
+		return w.failed(err)
 	case len(found) == 0:
 		return noPeer(fmt.Errorf("no unit of %d-%d answered at %s", first, last, url))
 	case *asJSON:
@@ -149,8 +101,8 @@ parity looks like an empty bus.`)
 	fmt.Fprintf(a.stdout, "\n%s\ndevices:\n", busYAML(w.bus))
 	for _, u := range found {
 		fmt.Fprintf(a.stdout, "  unit%d: { bus: bus1, unit: %d, points: {} }", u.Unit, u.Unit)
-		if len(u.id) > 0 {
-			fmt.Fprintf(a.stdout, " # %s", strings.Join(u.id, ", "))
+		if len(u.Identity) > 0 {
+			fmt.Fprintf(a.stdout, " # %s", identityText(u))
 		}
 		fmt.Fprintln(a.stdout)
 	}
@@ -171,41 +123,30 @@ func parseUnits(s string) (first, last int, err error) {
 	return first, last, nil
 }
 
-// identify asks the unit who it is. Not every device knows.
-func (u *unitFound) identify(ctx context.Context, w *wire, pause time.Duration) error {
-	u.ID = map[string]string{}
-	add := func(name, text string) {
-		if text != "" {
-			u.ID[name] = text
-			u.id = append(u.id, text)
-		}
+// identityText is who a unit says it is, in its own order.
+func identityText(u probe.Found) string {
+	texts := make([]string, len(u.Identity))
+	for i, fact := range u.Identity {
+		texts[i] = fact.Text
 	}
-	if err := pace(ctx, pause); err != nil {
-		return err
-	}
-	objects, err := modbus.ReadDeviceID(ctx, w, w.unit, modbus.BasicID)
-	for _, o := range objects {
-		add(o.Name(), objectText(o))
-	}
-	if err == nil || ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if err := pace(ctx, pause); err != nil {
-		return err
-	}
-	if resp, err := w.Do(ctx, w.unit, modbus.ServerIDRequest()); err == nil {
-		add("server id", printable(resp[2:]))
-	}
-	return ctx.Err()
+	return strings.Join(texts, ", ")
 }
 
-func (u *unitFound) print(w io.Writer, asJSON bool) error {
+func printUnit(w io.Writer, u probe.Found, asJSON bool) error {
 	if asJSON {
-		return json.NewEncoder(w).Encode(u)
+		identity := make(map[string]string, len(u.Identity))
+		for _, fact := range u.Identity {
+			identity[fact.Name] = fact.Text
+		}
+		return json.NewEncoder(w).Encode(struct {
+			Unit   modbus.UnitID     `json:"unit"`
+			Answer string            `json:"answer"` // "ok" or the exception
+			ID     map[string]string `json:"id,omitempty"`
+		}{u.Unit, u.Answer, identity})
 	}
 	line := fmt.Sprintf("unit %d  %s", u.Unit, u.Answer)
-	if len(u.id) > 0 {
-		line += "  " + strings.Join(u.id, ", ")
+	if len(u.Identity) > 0 {
+		line += "  " + identityText(u)
 	}
 	_, err := fmt.Fprintln(w, line)
 	return err
@@ -269,7 +210,7 @@ asked for in whole values.`)
 	if count < pt.Words() {
 		return usagef("%d registers are less than one %s, which has %d", count, pt.TypeName(), pt.Words())
 	}
-	if int(addr)+count > 1<<16 {
+	if count > 1<<16-int(addr) {
 		return usagef("%d registers from %s on end past address 65535", count, point.FormatAddress(t, addr))
 	}
 	w, err := p.open(ctx, a, url)
@@ -277,92 +218,39 @@ asked for in whole values.`)
 		return err
 	}
 	defer w.stop()
-	var found []point.Point
-	var values []reading
-	err = w.scan(ctx, pt, count/pt.Words(), *pause, func(p point.Point, regs []uint16) error {
-		r, err := l.read(p, regs)
-		if err != nil {
-			return err
-		}
-		found, values = append(found, p), append(values, r)
+	var found []probe.Reading
+	err = w.unit.Scan(ctx, pt, count/pt.Words(), *pause, func(r probe.Reading) error {
+		found = append(found, r)
 		if *onlyYAML {
 			return nil
 		}
-		return r.print(a.stdout, *asJSON)
+		return l.print(a.stdout, r, *asJSON)
 	})
 	switch {
 	case err != nil:
-		return err
+		return w.failed(err)
 	case len(found) == 0:
-		return fmt.Errorf("unit %d has none of the registers %s+%d", w.unit, point.FormatAddress(t, addr), count)
+		return fmt.Errorf("unit %d has none of the registers %s+%d", w.unit.ID, point.FormatAddress(t, addr), count)
 	case *asJSON:
 		return nil
 	case !*onlyYAML:
 		fmt.Fprintln(a.stdout)
 	}
-	fmt.Fprintf(a.stdout, "%s\ndevices:\n  device1:\n    bus: bus1\n    unit: %d\n", busYAML(w.bus), w.unit)
+	fmt.Fprintf(a.stdout, "%s\ndevices:\n  device1:\n    bus: bus1\n    unit: %d\n", busYAML(w.bus), w.unit.ID)
 	if l.base != 0 {
 		fmt.Fprintf(a.stdout, "    base: %d\n", l.base)
 	}
 	fmt.Fprintln(a.stdout, "    points:")
-	for i, p := range found {
-		shown := values[i].Value.String()
+	for _, r := range found {
+		shown := r.Value.String()
 		switch {
-		case values[i].Reason != "":
+		case r.Reason != "":
 			shown = "no value"
-		case values[i].Value.Kind() == point.KindText:
+		case r.Value.Kind() == point.KindText:
 			shown = strconv.Quote(shown)
 		}
-		number := int(p.Address) + int(l.base)
-		fmt.Fprintf(a.stdout, "      %s_%d: %s # %s\n", p.Table, number, pointYAML(p, fmt.Sprintf("%s %d", p.Table, number)), shown)
-	}
-	return nil
-}
-
-// scan reads count values like p that follow one another and calls each for
-// those that exist. It reads in blocks: twice as long after a success, half as
-// long after a refusal, so that long gaps cost one request a value and whole
-// areas a few.
-func (w *wire) scan(ctx context.Context, p point.Point, count int, pause time.Duration, each func(point.Point, []uint16) error) error {
-	const longest = 64 // values; a shorter step back than the largest read when it is refused
-	size := p.Words()
-	block, answered, silent := min(16, count), false, 0
-	for asked := 0; count > 0; asked++ {
-		if asked > 0 {
-			if err := pace(ctx, pause); err != nil {
-				return err
-			}
-		}
-		block = max(1, min(block, longest, count, p.Table.MaxRead()/size))
-		regs, err := modbus.ReadRegisters(ctx, w, w.unit, p.Table, p.Address, uint16(block*size))
-		switch {
-		case err == nil:
-			answered, silent = true, 0
-			for i := 0; i < block; i++ {
-				if err := each(p, regs[i*size:(i+1)*size]); err != nil {
-					return err
-				}
-				p.Address += uint16(size)
-			}
-			count -= block
-			block *= 2
-			continue
-		case errors.Is(err, modbus.ErrNoResponse):
-			// Some devices are silent about registers they lack. One that never
-			// said anything is not there.
-			if silent++; !answered && silent == 3 {
-				return w.failed(err, "read %s+%d", point.FormatAddress(p.Table, p.Address), block*size)
-			}
-		case missing(err), errors.Is(err, modbus.ServerDeviceFailure):
-			answered, silent = true, 0
-		default:
-			return w.failed(err, "read %s+%d", point.FormatAddress(p.Table, p.Address), block*size)
-		}
-		if block == 1 {
-			p.Address += uint16(size)
-			count--
-		}
-		block /= 2
+		number := int(r.Point.Address) + int(l.base)
+		fmt.Fprintf(a.stdout, "      %s_%d: %s # %s\n", t, number, pointYAML(r.Point, fmt.Sprintf("%s %d", t, number)), shown)
 	}
 	return nil
 }

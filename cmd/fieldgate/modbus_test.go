@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -421,36 +420,4 @@ func TestParseUnits(t *testing.T) {
 			t.Errorf("parseUnits(%q) = %d, %d", in, first, last)
 		}
 	}
-}
-
-func TestCommEvent(t *testing.T) {
-	for e, want := range map[byte]string{
-		0x00: "communication restarted", 0x04: "entered listen only mode", 0x01: "unknown",
-		0x80: "received", 0xD2: "received, communication error, character overrun, broadcast",
-		0x40: "sent", 0x7F: "sent, exception 1-3, exception 4, exception 5-6, exception 7, write timeout, listen only mode",
-	} {
-		if got := commEvent(e); got != want {
-			t.Errorf("commEvent(%#x) = %q, want %q", e, got, want)
-		}
-	}
-}
-
-// FuzzExplain: no answer that passes the checks makes explain fail.
-func FuzzExplain(f *testing.F) {
-	f.Add([]byte{12}, []byte{12, 9, 0xFF, 0xFF, 1, 8, 1, 0x21, 0xC2, 0x61, 0x04})
-	f.Add([]byte{43, 14, 1, 0}, []byte{43, 14, 1, 1, 0, 0, 1, 0, 2, 'A', 'B'})
-	f.Add([]byte{17}, []byte{17, 3, 'X', 0, 0xFF})
-	f.Add([]byte{8, 0, 2, 0, 0}, []byte{8, 0, 2, 1, 2})
-	f.Add([]byte{24, 0, 1}, []byte{24, 0, 4, 0, 1, 1, 2})
-	f.Add([]byte{3, 0, 0, 0, 1}, []byte{0x83, 2})
-	f.Fuzz(func(t *testing.T, req, resp []byte) {
-		var refused modbus.Exception
-		if modbus.CheckRequest(req) != nil {
-			return
-		}
-		if err := modbus.CheckResponse(req, resp); err != nil && !errors.As(err, &refused) {
-			return
-		}
-		explain(slices.Clone(req), slices.Clone(resp))
-	})
 }
