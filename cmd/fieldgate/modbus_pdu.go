@@ -68,7 +68,10 @@ What breaks the specification is not sent.`)
 		}
 		return w.failed(err)
 	}
-	fmt.Fprintf(a.stdout, "> % x  %v\n< % x\n", req, modbus.PDU(req).Function(), []byte(resp))
+	fmt.Fprintf(a.stdout, "> % x  %v\n", req, modbus.PDU(req).Function())
+	if len(resp) > 0 {
+		fmt.Fprintf(a.stdout, "< % x\n", []byte(resp))
+	}
 	for _, fact := range facts {
 		fmt.Fprintf(a.stdout, "%s  %s\n", fact.Name, fact.Text)
 	}

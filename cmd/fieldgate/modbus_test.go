@@ -334,6 +334,8 @@ devices:
 				{"modbus write " + url + " --unit 7 holding 0 -5.5 --type int16 --scale 0.1", "holding 0 (40001)  -5.5\n", 0},
 				{"modbus write " + url + " --unit 0 holding 0 70", "holding 0 (40001)  70\n", 0},
 				{"modbus read " + url + " --unit 7 40001", "holding 0 (40001)  70\n", 0},
+				{"modbus pdu " + url + " --unit 0 06 0000 0047", "> 06 00 00 00 47  write single register\nbroadcast  sent to every unit; none answers\n", 0},
+				{"modbus read " + url + " --unit 7 40001", "holding 0 (40001)  71\n", 0},
 				{"modbus read " + url + " --unit 8 40001 --timeout 50ms", "", exitNoPeer},
 				{"modbus read " + url + " --unit 0 40001 --timeout 50ms", "", exitUsage},
 			} {

@@ -34,10 +34,13 @@ type Fact struct {
 	Text string `json:"text"`
 }
 
-// Explain says in words what resp, a checked response to req, means. It says
-// nothing of functions it does not know. Clauses are those of the application
-// protocol (APP), see package modbus.
+// Explain says in words what resp, a checked response to req, means; an empty
+// one is that to a broadcast. It says nothing of functions it does not know.
+// Clauses are those of the application protocol (APP), see package modbus.
 func Explain(req, resp modbus.PDU) []Fact {
+	if len(resp) == 0 {
+		return []Fact{{"broadcast", "sent to every unit; none answers"}}
+	}
 	if resp.Function() != req.Function() {
 		return []Fact{{"refused", modbus.Exception(resp[1]).Error()}}
 	}

@@ -82,6 +82,22 @@ func TestAsk(t *testing.T) {
 	}
 }
 
+// TestAskBroadcast: what no unit answers can be explained too.
+func TestAskBroadcast(t *testing.T) {
+	d := simulate.New(device(1, 4, 0))
+	req := modbus.WriteRegisterRequest(1, 17)
+	resp, err := Unit{d, modbus.Broadcast}.Ask(t.Context(), req)
+	if err != nil || len(resp) > 0 {
+		t.Fatalf("Ask = %x, %v", []byte(resp), err)
+	}
+	if facts := Explain(req, resp); len(facts) != 1 || facts[0].Name != "broadcast" {
+		t.Errorf("Explain = %v", facts)
+	}
+	if v, err := d.Value("r1"); err != nil || v.String() != "17" {
+		t.Errorf("the device holds %v, %v", v, err)
+	}
+}
+
 func TestCommEvent(t *testing.T) {
 	for e, want := range map[byte]string{
 		0x00: "communication restarted", 0x04: "entered listen only mode", 0x01: "unknown",
