@@ -20,6 +20,15 @@ const maxRepairs = 24
 func (s *Set) library(id uint16, src *source) (*Node, []Error) {
 	var errs []Error
 	r := repair{src: src, text: []byte(src.text), tried: make(map[int]bool)}
+	if from, to, ok := directive(r.text); ok {
+		// The library knows only %YAML 1.1, and reads 1.2 all the same.
+		if version := strings.TrimSpace(string(r.text[from+len(yamlDirective) : to])); version != "1.2" {
+			errs = append(errs, Error{src.place(from), fmt.Sprintf("YAML %.10q is asked for, and this is read as YAML 1.2; write %%YAML 1.2, or remove the line", version)})
+		}
+		for i := from; i < to; i++ {
+			r.text[i] = ' '
+		}
+	}
 	for range maxRepairs {
 		root, more, err := s.document(id, src, r.text)
 		if err == nil {
@@ -32,6 +41,30 @@ func (s *Set) library(id uint16, src *source) (*Node, []Error) {
 		}
 	}
 	return nil, errs
+}
+
+const yamlDirective = "%YAML "
+
+// directive finds the line that says which YAML a text is, if the text begins
+// with one, comments apart.
+func directive(text []byte) (from, to int, ok bool) {
+	for from < len(text) {
+		to = from + bytes.IndexAny(text[from:], "\r\n")
+		if to < from {
+			to = len(text)
+		}
+		switch line := text[from:to]; {
+		case bytes.HasPrefix(line, []byte(yamlDirective)):
+			if comment := bytes.Index(line, []byte(" #")); comment >= 0 {
+				to = from + comment
+			}
+			return from, to, true
+		case len(line) > 0 && line[0] != '#':
+			return 0, 0, false
+		}
+		from = to + 1
+	}
+	return 0, 0, false
 }
 
 // document reads a text that should be one document. err is what made the

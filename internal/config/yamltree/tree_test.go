@@ -32,6 +32,8 @@ func TestErrors(t *testing.T) {
 		{"two tags", "a: !!str 1\nb: !c 2\n", []string{"x:1:4: the tag !!str has no meaning here; remove it", "x:2:4: the tag !c has no meaning here"}, "a b"},
 		{"second document", "a: 1\n---\nb: 2\n---\nc: 3\n", []string{"x:2:1: a second document begins here"}, "a"},
 		{"second document, not YAML", "a: 1\n---\nb: [\n", []string{"x:4:1: this is not YAML", "x:2:1: a second document begins here"}, "a"},
+		{"YAML 1.2", "# x\r\n\n%YAML 1.2 # y\n---\na: 1\n", nil, "a"},
+		{"YAML 1.1", "%YAML 1.1\n---\na: 1\n", []string{`x:1:1: YAML "1.1" is asked for, and this is read as YAML 1.2; write %YAML 1.2, or remove the line`}, "a"},
 		{"map as a key", "{a: 1}: 2\n[b]: 3\nc: 1\n", []string{"x:1:1: a key must be plain text", "x:2:1: a key must be plain text"}, "  c"},
 		{"alias as a key", "a: &b c\n*b : 2\n", []string{"x:2:1: a key must be plain text"}, "a "},
 		{"cycle", "a: &b\n  c: *b\n", []string{"x:2:6: *b stands inside of what it stands for"}, "a"},
