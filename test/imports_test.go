@@ -29,7 +29,6 @@ var mayImport = map[string]string{
 	"broker":   "mqtt config",
 	"group":    "",
 	"systemd":  "",
-	"probe":    "modbus point",
 	"gateway":  "modbus point config line bus pipeline publish mqtt queue uplink broker group systemd",
 }
 
