@@ -345,6 +345,10 @@ func (r *resolver) point(m *node, raw *rawPoint, v *named[rawDevice], ctx pointC
 	if ctx.broadcast {
 		r.broadcastPoint(m, &p)
 	}
+	if n := p.Words(); !p.Table.Bits() && n > ctx.blocks.registers && r.valid(m, &p) {
+		r.keyFault(m, "type", "%s is %d registers, and max_block lets one request read %d; write a larger max_block, or another type", p.TypeName(), n, ctx.blocks.registers)
+		return p, false
+	}
 	if raw.bits != nil {
 		return p, true // each field is checked by itself
 	}

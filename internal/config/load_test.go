@@ -224,6 +224,7 @@ func TestFaults(t *testing.T) {
 		{"group at two intervals", tcpBus + "devices: { d: { bus: b, points: { p: { at: holding 0, group: g }, q: { at: holding 1, group: g, every: 5s } } } }", "q is read at another interval than p"},
 		{"wide group", tcpBus + "devices: { d: { bus: b, max_block: 10, points: { p: { at: holding 0, group: g }, q: { at: holding 10, group: g } } } }", "group g spans 11 registers, from 0 to 10, and one request reads at most 10"},
 		{"group with a hole", tcpBus + "devices: { d: { bus: b, holes: 2, points: { p: { at: holding 0, group: g }, q: { at: holding 8, type: uint32, group: g }, r: { at: holding 4 } } } }", "group g has a hole of 3 registers, from 1 to 3, and holes: 2 forbids to read them; write holes: 3"},
+		{"wide point", tcpBus + "devices: { d: { bus: b, max_block: 1, points: { p: { at: holding 0 }, q: { at: holding 2, type: float32 } } } }", "devices.d.points.q.type: float32 is 2 registers, and max_block lets one request read 1"},
 		{"unknown group", tcpBus + "devices: { d: { bus: b, every: { fats: 1s }, points: { p: { at: holding 0, group: fast } } } }", "devices.d.every.fats: no point of this device has the group fats; did you mean fast?"},
 		{"backoff", tcpBus + "devices: { d: { bus: b, backoff: 5m..5s, points: {} } }", "5m..5s runs backwards; write 5s..5m"},
 		{"unknown uplink", tcpBus + "uplinks: { cloud: { url: mqtts://h } }\npublish: [{ to: clod }]", `publish[0].to: there is no uplink "clod"; did you mean cloud?`},
