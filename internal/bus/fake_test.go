@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"testing"
@@ -379,6 +378,3 @@ func registers(addr, n int, e point.Interval) []point.Point {
 const second = point.Interval(time.Second)
 
 var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
-
-// keys returns the sorted keys of a map.
-func keys[V any](m map[point.ID]V) []point.ID { return slices.Sorted(maps.Keys(m)) }
