@@ -331,6 +331,12 @@ func (r *resolver) point(m *node, raw *rawPoint, v *named[rawDevice], ctx pointC
 		r.keyFault(m, "byte", "is only for int8 and uint8; remove it, or write one of those types")
 		return p, false
 	}
+	if raw.order != unsetOrder && raw.order != point.ABCD && !p.Ordered() {
+		_, at := m.Get("order")
+		r.in("order")
+		r.warnf(at, "has no effect on %s, which is a single register or bit", p.TypeName())
+		r.out()
+	}
 	r.interval(m, &p, v, ctx)
 	for _, x := range raw.invalid {
 		pattern, ok := invalidPattern(x, p)

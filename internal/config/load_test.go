@@ -377,6 +377,8 @@ func TestWarnings(t *testing.T) {
 		{"no points", tcpBus + "broker: { anonymous: true }\ndevices: { d: { bus: b, points: {} } }", "devices.d.points: there are no points in it"},
 		{"password of a proxy", "uplinks: { u: { url: mqtts://h, proxy: \"http://me:pw@h:1\" } }", "uplinks.u.proxy: has a password in it"},
 		{"two ways to one device", "broker: { anonymous: true }\nbuses: { a: { tcp: 10.0.0.1:502 }, b: { tcp: 10.0.0.1:502 } }\ndevices: { d: { bus: a, points: { p: { at: coil 0 } } }, e: { bus: b, points: { p: { at: coil 0 } } } }", "bus a connects to 10.0.0.1:502 too"},
+		{"order of one register", "broker: { anonymous: true }\n" + one("{ at: holding 0, type: int16, order: BADC }"), "devices.d.points.p.order: has no effect on int16, which is a single register or bit"},
+		{"order of a bit", "broker: { anonymous: true }\n" + one("{ at: coil 0, order: CDAB }"), "has no effect on bool"},
 		{"overlapping writes", tcpBus + "broker: { anonymous: true }\ndevices: { d: { bus: b, points: { p: { at: holding 0, type: float32, write: {} }, q: { at: holding 1, write: {} } } } }", "devices.d.points.q: writes registers that p (f:3:35) writes too"},
 	}
 	for _, tt := range tests {
@@ -393,6 +395,9 @@ func TestWarnings(t *testing.T) {
 	for _, text := range []string{
 		"uplinks: { u: { url: [mqtt://localhost, mqtt://127.0.0.1, \"ws://[::1]\"] } }",
 		"broker: { anonymous: true }",
+		"broker: { anonymous: true }\n" + one("{ at: holding 0, type: string(2), order: BADC }"),
+		"broker: { anonymous: true }\n" + one("{ at: holding 0, type: float32, order: DCBA }"),
+		"broker: { anonymous: true }\n" + one("{ at: holding 0, order: ABCD }"),
 		"broker: { anonymous: true }\n" + one("{ at: holding 0, map: { 0: ok, 1: fault, 2: fault } }"),
 		tcpBus + "broker: { anonymous: true }\ndevices: { d: { bus: b, points: { p: { at: holding 0, bit: 0, write: {} }, q: { at: holding 0, bit: 1, write: {} } } } }",
 	} {

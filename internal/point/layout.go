@@ -126,6 +126,18 @@ func split(n uint64, words int, o Order) []uint16 {
 	return regs
 }
 
+// Ordered reports whether Order has an effect on the point: on values wider
+// than a register, and on text.
+func (p *Point) Ordered() bool {
+	switch {
+	case p.Table.Bits() || p.BitCount > 0:
+		return false
+	case p.Type == Datetime:
+		return p.Layout.count()
+	}
+	return p.Type.class() == classText || p.words() > 1
+}
+
 // EncodeMask returns the bits of its register that a bit field or an 8-bit
 // half owns, and 0xFFFF for everything else. A point whose mask is not 0xFFFF
 // is written by function 22 (mask write) or by reading the register, changing
