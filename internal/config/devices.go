@@ -246,6 +246,11 @@ func (r *resolver) resolvePoints(v *named[rawDevice], ctx pointContext) []point.
 			r.out()
 			continue
 		}
+		if v.is.bus == "" && virtual(val) {
+			seen[k.Text] = k
+			r.out()
+			continue // that there is no bus is reported, and says it all
+		}
 		raw, before := &r.scratch, len(r.found)
 		*raw = r.tables.point.zero
 		r.tables.point.fill(r.decoder, val, raw)
@@ -281,6 +286,11 @@ func (r *resolver) resolvePoints(v *named[rawDevice], ctx pointContext) []point.
 	r.groups(v, ctx, points, at)
 	r.overlaps(points, at)
 	return points
+}
+
+// virtual reports whether a point looks like one of a device without a bus.
+func virtual(m *node) bool {
+	return m.Kind == yamltree.Map && (!has(m, "at") || has(m, "initial") || has(m, "from") || has(m, "stale") || has(m, "keep"))
 }
 
 // point resolves one point. The path is at it.

@@ -197,6 +197,7 @@ func TestFaults(t *testing.T) {
 		{"listen twice", `buses: { a: { listen: "0.0.0.0:5020" }, b: { listen: "127.0.0.1:5020" } }`, "bus a listens on port 5020 too"},
 		{"unknown bus", tcpBus + "devices: { d: { bus: bb, points: {} } }", `devices.d.bus: there is no bus "bb"; did you mean b?`},
 		{"no bus", tcpBus + "devices: { d: { points: {} } }", "bus is missing; add it: The bus that it is on. Virtual devices, which have none, are not in this version yet."},
+		{"virtual device", "devices: { d: { points: { p: { initial: 5, keep: true }, q: { type: float32 }, r: { at: holding 0, from: a/b } } } }", "devices.d: bus is missing; add it: The bus that it is on. Virtual devices, which have none, are not in this version yet."},
 		{"no points", tcpBus + "devices: { d: { bus: b } }", "points is missing; add it"},
 		{"unit twice", tcpBus + "devices: { d: { bus: b, points: {} }, e: { bus: b, unit: 1, points: {} } }", "devices.e.unit: unit id 1 is that of device d on bus b already"},
 		{"unit in a range", tcpBus + `devices: { "d{unit}": { bus: b, unit: 1-4, points: {} }, e: { bus: b, unit: 3, points: {} } }`, "unit id 3 is that of device d3 on bus b already"},
