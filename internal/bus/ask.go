@@ -22,9 +22,9 @@ func (b *Bus) Read(ctx context.Context, ids ...point.ID) ([]point.Sample, error)
 	var asks []*ask
 	for n, id := range ids {
 		samples[n] = point.Sample{ID: id, Quality: point.Bad, Time: time.Now().UTC()}
-		at, ok := b.index[id]
-		if !ok {
-			return samples, fmt.Errorf("bus %s: read %s: %w", b.cfg.Name, id, ErrUnknownPoint)
+		at, err := b.find(id)
+		if err != nil {
+			return samples, fmt.Errorf("bus %s: read %s: %w", b.cfg.Name, id, err)
 		}
 		if at.d.broadcast {
 			return samples, fmt.Errorf("bus %s: read %s: nobody answers the broadcast unit", b.cfg.Name, id)
@@ -121,7 +121,7 @@ func (a *ask) give(err error) {
 func (d *device) demand(r Read) *read {
 	x := &read{Read: r, req: r.Request()}
 	for _, i := range r.Points {
-		x.slots = append(x.slots, slot{point: i, offset: int(d.points[i].Address) - int(r.Address), n: d.points[i].Words()})
+		x.slots = append(x.slots, slotOf(r, d.points, i))
 	}
 	return x
 }
@@ -157,7 +157,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 	case o.err == nil:
 		b.regs = modbus.AppendValues(b.regs[:0], o.req, o.resp)
 		for _, s := range o.read.slots {
-			if d.fencedOff(s.point, o.sent) {
+			if d.fencedOff(int(s.point), o.sent) {
 				repeat() // asked for before a write has ended
 				return
 			}
@@ -171,7 +171,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 			} else {
 				a.note(fmt.Errorf("%s: %w", pt.ID, err))
 			}
-			a.add(sample, s.point, o.sent)
+			a.add(sample, int(s.point), o.sent)
 		}
 	case isBusy(o.err) && a.busy < busyTries:
 		a.at = now + busyDelay(a.busy)
@@ -187,7 +187,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 		repeat()
 	default:
 		for _, s := range o.read.slots {
-			a.add(point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended.UTC()}, s.point, o.sent)
+			a.add(point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended.UTC()}, int(s.point), o.sent)
 			d.had[s.point] = false
 		}
 		d.readOnce(now)
@@ -206,14 +206,12 @@ func (a *ask) note(err error) {
 
 func (b *Bus) endAsk(a *ask, err error) {
 	b.asks = slices.DeleteFunc(b.asks, func(o *ask) bool { return o == a })
-	b.batch = b.batch[:0]
+	s := b.Scratch.take(len(a.news))
 	for k, n := range a.news {
 		if !a.d.allBad && !a.d.fencedOff(n.point, n.sent) && !a.d.overtaken(n.point, n.sent) {
-			b.batch = append(b.batch, a.samples[k])
+			s.batch = append(s.batch, a.samples[k])
 		}
 	}
-	if len(b.batch) > 0 {
-		b.emit(b.batch)
-	}
+	b.emitBatch(s)
 	a.give(err)
 }

@@ -59,6 +59,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -98,13 +99,15 @@ type Bus struct {
 	// must not block. Set it before Run. Nil: nobody is.
 	OnState func(device string, state State)
 
+	// Scratch may be shared between buses, to save memory: set it before Run.
+	Scratch *Scratch
+
 	cfg     config.Bus
 	ep      modbus.Endpoint
 	timed   Requester // ep, if it is one
 	emit    func([]point.Sample)
 	log     *slog.Logger
 	devices []*device
-	index   map[point.ID]place
 
 	start time.Time     // when the bus was made
 	kick  chan struct{} // holds one token when there is something new in inbox
@@ -122,7 +125,6 @@ type Bus struct {
 	working sync.WaitGroup
 	free    []*op
 	regs    []uint16 // scratch
-	batch   []point.Sample
 	link    link
 
 	// probesFrom keeps the probes of many dead devices from taking turns at the
@@ -167,9 +169,8 @@ type errand interface {
 // Bad samples; so does a device that goes offline, once, for all its points.
 func New(cfg config.Bus, devices []config.Device, ep modbus.Endpoint, emit func([]point.Sample), log *slog.Logger) *Bus {
 	b := &Bus{
-		cfg: cfg, ep: ep, emit: emit, log: log,
+		cfg: cfg, ep: ep, emit: emit, log: log, Scratch: new(Scratch),
 		start: time.Now(),
-		index: make(map[point.ID]place),
 		kick:  make(chan struct{}, 1),
 	}
 	b.timed, _ = ep.(Requester)
@@ -180,11 +181,51 @@ func New(cfg config.Bus, devices []config.Device, ep modbus.Endpoint, emit func(
 		d := newDevice(cfg, c, int(h.Sum32()%1000)+i, b.start.UnixNano())
 		b.devices = append(b.devices, d)
 		b.notePlan(d)
-		for i := range d.points {
-			b.index[d.points[i].ID] = place{d, i}
-		}
 	}
 	return b
+}
+
+// find returns where a point is. Who writes, or reads on demand, waits for a
+// device; a search of its points is nothing to that, and an index of all points
+// would be large.
+func (b *Bus) find(id point.ID) (place, error) {
+	name := id.Device()
+	for _, d := range b.devices {
+		if d.cfg.Name != name {
+			continue
+		}
+		for i := range d.points {
+			if d.points[i].ID == id {
+				return place{d, i}, nil
+			}
+		}
+	}
+	return place{}, ErrUnknownPoint
+}
+
+// Scratch is memory for batches while they are collected and emitted. A bus
+// needs it for a moment a poll, so many buses get by with a few pieces. The zero
+// value is ready.
+type Scratch struct{ pool sync.Pool }
+
+type scratch struct{ batch []point.Sample }
+
+// take returns an empty batch with room for n samples.
+func (s *Scratch) take(n int) *scratch {
+	x, ok := s.pool.Get().(*scratch)
+	if !ok {
+		x = new(scratch)
+	}
+	x.batch = slices.Grow(x.batch[:0], n)
+	return x
+}
+
+// emitBatch emits a batch, if there is something in it, and gives it back.
+func (b *Bus) emitBatch(s *scratch) {
+	if len(s.batch) > 0 {
+		b.emit(s.batch)
+	}
+	b.Scratch.pool.Put(s)
 }
 
 // Name returns the bus's name.

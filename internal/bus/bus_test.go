@@ -28,7 +28,8 @@ func TestFirstValuesComeAtOnce(t *testing.T) {
 			t.Errorf("the last value came after %v, want 4 requests of 1ms", last)
 		}
 		for _, s := range got[1].samples {
-			want := point.IntValue(1000 + int64(r.bus.index[s.ID].d.points[r.bus.index[s.ID].i].Address))
+			at, _ := r.bus.find(s.ID)
+			want := point.IntValue(1000 + int64(at.d.points[at.i].Address))
 			if s.Value != want || s.Quality != point.Good || s.Time.Location() != time.UTC {
 				t.Errorf("sample %v, want %v", s, want)
 			}

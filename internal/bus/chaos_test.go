@@ -103,7 +103,7 @@ func TestChaos(t *testing.T) {
 
 			for _, b := range r.since(0) {
 				for _, s := range b.samples {
-					at := r.bus.index[s.ID]
+					at, _ := r.bus.find(s.ID)
 					p := &at.d.points[at.i]
 					n, _ := s.Value.Int64()
 					lower := n & 0xFFFF

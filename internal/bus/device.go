@@ -115,8 +115,8 @@ type device struct {
 	allBad  bool          // Bad samples of all points were emitted, and nothing since
 
 	// The fence (see write.go).
-	writing []int    // by point: writes not ended
-	fence   []uint64 // by point: tick of the last write's end
+	writing []int32  // by point: writes not ended; nil before the first write
+	fence   []uint64 // by point: tick of the last write's end; likewise
 	writes  int      // sum of writing
 	fenced  uint64   // the newest of fence
 	writer  *write   // the write under way, from its first request to its end
@@ -136,8 +136,6 @@ func newDevice(b config.Bus, c config.Device, slot int, unix int64) *device {
 		told:      make(map[string]bool),
 		had:       make([]bool, len(c.Points)),
 		emitted:   make([]uint64, len(c.Points)),
-		writing:   make([]int, len(c.Points)),
-		fence:     make([]uint64, len(c.Points)),
 	}
 	if b.Kind == config.Serial {
 		d.floor = probeFloorSerial
@@ -183,10 +181,15 @@ type read struct {
 
 // slot is a point's place in the answer to a read.
 type slot struct {
-	point      int
-	offset, n  int // words
-	class      int
+	point      int32
+	offset, n  uint16 // words
+	class      int16
 	incoherent bool // part of a torn group
+}
+
+// slotOf returns the place of point i in r.
+func slotOf(r Read, points []point.Point, i int) slot {
+	return slot{point: int32(i), offset: points[i].Address - r.Address, n: uint16(points[i].Words())}
 }
 
 // replan makes the plan anew from what is known of the device.
@@ -246,15 +249,11 @@ func (d *device) readOnce(now instant) {
 
 // newRead makes a read of p of r.
 func (p *plan) newRead(r Read, points []point.Point, wanted []point.Interval, apart []bool) *read {
-	x := &read{Read: r, req: r.Request(), class: p.classOf(r.Every, r.Every)}
-	for _, i := range r.Points {
-		x.slots = append(x.slots, slot{
-			point:      i,
-			offset:     int(points[i].Address) - int(r.Address),
-			n:          points[i].Words(),
-			class:      p.classOf(wanted[i], r.Every),
-			incoherent: apart[i],
-		})
+	x := &read{Read: r, req: r.Request(), class: p.classOf(r.Every, r.Every), slots: make([]slot, len(r.Points))}
+	for n, i := range r.Points {
+		s := slotOf(r, points, i)
+		s.class, s.incoherent = int16(p.classOf(wanted[i], r.Every)), apart[i]
+		x.slots[n] = s
 	}
 	return x
 }
@@ -273,7 +272,7 @@ func (p *plan) classOf(every, host point.Interval) int {
 // polled, else of those read on demand, else of those refused. A refusal is an
 // answer, too.
 func (d *device) probeRead(reads []Read) *read {
-	polled := make(map[int]bool)
+	polled := make([]bool, len(d.points))
 	for _, r := range reads {
 		for _, i := range r.Points {
 			polled[i] = true
@@ -319,8 +318,8 @@ func (d *device) readOf(r *read, items []item) *read {
 	part.Count = uint16(end - items[0].start)
 	x := &read{Read: part, req: part.Request(), class: r.class}
 	for _, s := range r.slots {
-		if slices.Contains(part.Points, s.point) {
-			s.offset = int(d.points[s.point].Address) - int(part.Address)
+		if slices.Contains(part.Points, int(s.point)) {
+			s.offset = d.points[s.point].Address - part.Address
 			x.slots = append(x.slots, s)
 		}
 	}
@@ -623,11 +622,11 @@ func (b *Bus) emitAllBad(d *device) {
 		return
 	}
 	now := time.Now().UTC()
-	b.batch = b.batch[:0]
+	s := b.Scratch.take(len(d.points))
 	for i := range d.points {
-		b.batch = append(b.batch, point.Sample{ID: d.points[i].ID, Quality: point.Bad, Time: now})
+		s.batch = append(s.batch, point.Sample{ID: d.points[i].ID, Quality: point.Bad, Time: now})
 	}
-	b.emit(b.batch)
+	b.emitBatch(s)
 }
 
 // forget drops what was learned of d's refusals, to try again.

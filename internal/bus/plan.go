@@ -268,8 +268,15 @@ type planned struct {
 
 func (p *planner) cover() {
 	for i := range p.points {
-		if pt := &p.points[i]; pt.Table == p.table && !p.known.refuses(i) {
-			p.covered = append(p.covered, item{start: int(pt.Address), end: int(pt.Address) + pt.Words()})
+		pt := &p.points[i]
+		if pt.Table != p.table || p.known.refuses(i) {
+			continue
+		}
+		start, end := int(pt.Address), int(pt.Address)+pt.Words()
+		if n := len(p.covered); n > 0 && p.covered[n-1].start <= start && start <= p.covered[n-1].end {
+			p.covered[n-1].end = max(p.covered[n-1].end, end) // mostly they stand in order
+		} else {
+			p.covered = append(p.covered, item{start: start, end: end})
 		}
 	}
 	slices.SortFunc(p.covered, compareItems)
@@ -345,12 +352,12 @@ func (p *planner) plan(every []point.Interval) []Read {
 
 // items returns what must stay together of the points in which.
 func (p *planner) items(which []int) []item {
-	var items []item
+	items := make([]item, 0, len(which))
 	groups := make(map[string]*item)
 	var names []string
-	for _, i := range which {
+	for n, i := range which {
 		start := int(p.points[i].Address)
-		it := item{start: start, end: start + p.points[i].Words(), points: []int{i}}
+		it := item{start: start, end: start + p.points[i].Words(), points: which[n : n+1 : n+1]}
 		g := p.points[i].Group
 		if g == "" || p.known != nil && p.known.loose[g] {
 			items = append(items, it)
@@ -453,7 +460,7 @@ func (p *planner) cheapest(items []item) []planned {
 		}
 	}
 	for i := 0; i < n; i = best[i].next {
-		r := planned{start: items[i].start, last: items[best[i].next-1].start}
+		r := planned{start: items[i].start, last: items[best[i].next-1].start, points: make([]int, 0, best[i].next-i)}
 		for _, it := range items[i:best[i].next] {
 			r.end = max(r.end, it.end)
 			r.points = append(r.points, it.points...)

@@ -414,12 +414,20 @@ func (b *Bus) endPoll(p *poll, now instant) {
 	}
 	d.polls = slices.DeleteFunc(d.polls, func(q *poll) bool { return q == p })
 
-	b.batch = b.batch[:0]
+	n := 0
+	for _, found := range [][]result{p.results, p.found} {
+		for i := range found {
+			if r := found[i].r; r != nil {
+				n += len(r.slots)
+			}
+		}
+	}
+	s := b.Scratch.take(n)
 	for i := range p.results {
-		b.collect(p, &p.results[i], now)
+		s.batch = b.collect(s.batch, p, &p.results[i], now)
 	}
 	for i := range p.found {
-		b.collect(p, &p.found[i], now)
+		s.batch = b.collect(s.batch, p, &p.found[i], now)
 	}
 	for i, c := range p.plan.classes {
 		switch {
@@ -432,9 +440,7 @@ func (b *Bus) endPoll(p *poll, now instant) {
 			c.due = now
 		}
 	}
-	if len(b.batch) > 0 {
-		b.emit(b.batch)
-	}
+	b.emitBatch(s)
 	if len(p.fenced) > 0 && !d.probing {
 		again := &ask{d: d, points: slices.Clone(p.fenced), done: make(chan struct{})}
 		again.admit(b)
@@ -463,11 +469,11 @@ func (b *Bus) judgeSilence(p *poll, now instant) {
 	}
 }
 
-// collect adds the samples of one read to the batch.
-func (b *Bus) collect(p *poll, res *result, now instant) {
+// collect appends the samples of one read to a batch.
+func (b *Bus) collect(batch []point.Sample, p *poll, res *result, now instant) []point.Sample {
 	d := p.d
 	if res.r == nil || res.resp == nil && (res.err == nil || d.allBad) {
-		return
+		return batch
 	}
 	if res.sent == 0 {
 		res.sent = b.tick // never asked for: it is known now that there is no value
@@ -482,26 +488,27 @@ func (b *Bus) collect(p *poll, res *result, now instant) {
 		if !p.due[s.class] {
 			continue
 		}
+		i := int(s.point)
 		once := p.plan.classes[s.class].every == point.Once
-		if once && d.had[s.point] {
+		if once && d.had[i] {
 			continue
 		}
-		pt := &d.points[s.point]
-		if d.fencedOff(s.point, res.sent) {
+		pt := &d.points[i]
+		if d.fencedOff(i, res.sent) {
 			switch c := p.plan.classes[s.class]; {
 			case once:
 				c.due = now
 			case time.Duration(c.every) >= refetch:
-				p.fenced = append(p.fenced, s.point)
+				p.fenced = append(p.fenced, i)
 			}
 			continue
 		}
-		if d.overtaken(s.point, res.sent) {
+		if d.overtaken(i, res.sent) {
 			continue
 		}
 		sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: at}
 		if res.resp != nil {
-			d.had[s.point] = d.had[s.point] || once
+			d.had[i] = d.had[i] || once
 			// What the registers hold may be no value: then it is Bad, too.
 			if v, err := pt.Decode(b.regs[s.offset : s.offset+s.n]); err == nil {
 				sample.Value, sample.Quality = v, point.Good
@@ -510,8 +517,9 @@ func (b *Bus) collect(p *poll, res *result, now instant) {
 				}
 			}
 		}
-		b.batch = append(b.batch, sample)
+		batch = append(batch, sample)
 	}
+	return batch
 }
 
 // overtaken reports whether what a request that was made at tick sent has said of

@@ -39,9 +39,9 @@ var ErrUnknownPoint = errors.New("unknown point")
 // touches is emitted, nor later any whose request was sent before its end: the
 // old value does not come back.
 func (b *Bus) Write(ctx context.Context, id point.ID, v point.Value) error {
-	at, ok := b.index[id]
-	if !ok {
-		return fmt.Errorf("bus %s: write %s: %w", b.cfg.Name, id, ErrUnknownPoint)
+	at, err := b.find(id)
+	if err != nil {
+		return fmt.Errorf("bus %s: write %s: %w", b.cfg.Name, id, err)
 	}
 	w, err := newWrite(at, v)
 	if err != nil {
@@ -166,6 +166,9 @@ func (w *write) admit(b *Bus) {
 		devices = b.devices
 	}
 	for _, d := range devices {
+		if d.fence == nil {
+			d.writing, d.fence = make([]int32, len(d.points)), make([]uint64, len(d.points))
+		}
 		for i := range d.points {
 			if p := &d.points[i]; p.Table == pt.Table && int(p.Address) < end && start < int(p.Address)+p.Words() {
 				w.touched = append(w.touched, place{d, i})
@@ -191,7 +194,7 @@ func (w *write) partly(err error) error {
 // fencedOff reports whether a value of point i that was asked for at tick sent
 // may be older than a write.
 func (d *device) fencedOff(i int, sent uint64) bool {
-	if d.writes == 0 && sent > d.fenced {
+	if d.writes == 0 && (sent > d.fenced || d.fence == nil) {
 		return false
 	}
 	return d.writing[i] > 0 || sent < d.fence[i]

@@ -88,21 +88,25 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	}
 	g.herald = newHerald(cfg.Status, g, sinks)
 
-	g.pipeline = pipeline.New()
-	g.feed = g.pipeline.Subscribe("publish", feedDepth)
-	g.publish = publish.New(topics, cfg.Devices, sinks, part(log, "publish", ""))
-
+	points := 0
 	devices := make(map[string][]config.Device)
 	for _, d := range cfg.Devices {
 		devices[d.Bus] = append(devices[d.Bus], d)
+		points += len(d.Points)
 	}
+	g.pipeline = pipeline.New()
+	g.pipeline.Expect(points)
+	g.feed = g.pipeline.Subscribe("publish", feedDepth)
+	g.publish = publish.New(topics, cfg.Devices, sinks, part(log, "publish", ""))
+
+	scratch := new(bus.Scratch)
 	for _, c := range cfg.Buses {
 		if len(devices[c.Name]) == 0 {
 			continue // a bus without devices has nothing to say; check warns
 		}
 		l := line.New(c, part(log, "line", c.Name))
 		b := bus.New(c, devices[c.Name], l, g.pipeline.Emit, part(log, "bus", c.Name))
-		b.OnState = g.herald.device
+		b.OnState, b.Scratch = g.herald.device, scratch
 		g.wires = append(g.wires, wire{c.Name, l, b})
 	}
 	return g, nil

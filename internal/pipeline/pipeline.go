@@ -67,16 +67,9 @@ type Pipeline struct {
 	// stages; never while anything waits.
 	mu     sync.RWMutex
 	slots  map[point.ID]Slot
-	last   []point.Sample // by slot
-	shapes map[point.ID][]shape
+	last   []point.Sample        // by slot
+	shapes map[point.ID][][]Slot // by the first point
 	feeds  []*Feed
-}
-
-// shape is the list of points of a batch seen before. A bus emits the same few
-// lists over and over, so a comparison of names takes the place of a look-up.
-type shape struct {
-	ids   []point.ID
-	slots []Slot
 }
 
 // maxShapes bounds how many lists that begin with the same point are
@@ -88,8 +81,17 @@ func New(stages ...Stage) *Pipeline {
 	return &Pipeline{
 		stages: stages,
 		slots:  make(map[point.ID]Slot),
-		shapes: make(map[point.ID][]shape),
+		shapes: make(map[point.ID][][]Slot),
 	}
+}
+
+// Expect makes room for so many points, so that the first of them are not moved
+// about while the others come. It is to be called before the first Emit.
+func (p *Pipeline) Expect(points int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slots = make(map[point.ID]Slot, points)
+	p.last = make([]point.Sample, 0, points)
 }
 
 // Emit takes one batch: what was read together from one device, in the order of
@@ -133,39 +135,42 @@ func (p *Pipeline) take() *Batch {
 
 // slotsOf returns the slots of the batch's points and gives one to each point
 // that has none yet. The result is shared between batches.
+//
+// A bus emits the same few lists of points over and over. They are remembered,
+// so a comparison of names takes the place of a look-up.
 func (p *Pipeline) slotsOf(batch []point.Sample) []Slot {
 	first := batch[0].ID
 	known := p.shapes[first]
-	for _, s := range known {
-		if s.fits(batch) {
-			return s.slots
+	for _, slots := range known {
+		if p.fits(slots, batch) {
+			return slots
 		}
 	}
-	s := shape{make([]point.ID, len(batch)), make([]Slot, len(batch))}
+	slots := make([]Slot, len(batch))
 	for i := range batch {
 		id := batch[i].ID
 		slot, ok := p.slots[id]
 		if !ok {
 			slot = Slot(len(p.last))
 			p.slots[id] = slot
-			p.last = append(p.last, point.Sample{})
+			p.last = append(p.last, point.Sample{ID: id})
 		}
-		s.ids[i], s.slots[i] = id, slot
+		slots[i] = slot
 	}
 	if len(known) < maxShapes {
-		p.shapes[first] = append(known, s)
+		p.shapes[first] = append(known, slots)
 	}
-	return s.slots
+	return slots
 }
 
-// fits reports whether batch has exactly the points of s. The names are mostly
-// the very same memory, which makes the comparison cheap.
-func (s shape) fits(batch []point.Sample) bool {
-	if len(s.ids) != len(batch) {
+// fits reports whether slots are those of the batch's points. The names are
+// mostly the very same memory, which makes the comparison cheap.
+func (p *Pipeline) fits(slots []Slot, batch []point.Sample) bool {
+	if len(slots) != len(batch) {
 		return false
 	}
-	for i := range batch {
-		if s.ids[i] != batch[i].ID {
+	for i, s := range slots {
+		if p.last[s].ID != batch[i].ID {
 			return false
 		}
 	}
