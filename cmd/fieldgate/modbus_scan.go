@@ -157,7 +157,7 @@ func busYAML(b config.Bus) string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "buses:\n  bus1: { %s: %s", b.Kind, strconv.Quote(b.Address))
 	if b.Kind == config.Serial {
-		fmt.Fprintf(&s, ", mode: %d-%d%c%d", b.Mode.Baud, b.Mode.DataBits, b.Mode.Parity, b.Mode.StopBits)
+		s.WriteString(", mode: " + b.Mode.String())
 	}
 	if usual := b.Kind != config.Serial; usual != (b.Framing == modbus.FramingTCP) || b.Framing == modbus.FramingASCII {
 		fmt.Fprintf(&s, ", framing: %s", b.Framing)

@@ -118,7 +118,7 @@ func openControl(data int, mode config.SerialMode) (serial.Port, error) {
 	defer syscall.ForkLock.RUnlock()
 	p, err := serial.Open("/proc/self/fd/"+strconv.Itoa(data), m)
 	if err != nil {
-		return nil, fmt.Errorf("set mode %d-%d%c%d: %w", mode.Baud, mode.DataBits, mode.Parity, mode.StopBits, err)
+		return nil, fmt.Errorf("set mode %s: %w", mode, err)
 	}
 	closeOnExec()
 	return p, nil

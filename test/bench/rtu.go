@@ -64,11 +64,7 @@ buses: { line: { serial: %s, mode: %s, timeout: 500ms } }
 devices: { "d{unit}": { bus: line, unit: 1-%d, every: 0s, points: { %s } } }
 publish: [ { topic: "{site}/{device}", payload: batch, when: each } ]
 broker: { listen: ["mqtt://127.0.0.1:0"], anonymous: true, persist: false }
-`, path, modeName(mode), rtuDevices, strings.Join(points, ", "))
-}
-
-func modeName(m config.SerialMode) string {
-	return fmt.Sprintf("%d-%d%c%d", m.Baud, m.DataBits, m.Parity, m.StopBits)
+`, path, mode, rtuDevices, strings.Join(points, ", "))
 }
 
 func mode(baud int, parity byte) config.SerialMode {
@@ -137,8 +133,8 @@ func benchRTU(ctx context.Context, b *bench) ([]row, error) {
 			return nil, err
 		}
 		rows = append(rows,
-			row{modeName(c.mode) + ": share of the limit", percent(share), "≥ " + percent(c.target), share >= c.target},
-			row{modeName(c.mode) + ": silence broken", percent(broken), "< 1 %", broken < 0.01})
+			row{c.mode.String() + ": share of the limit", percent(share), "≥ " + percent(c.target), share >= c.target},
+			row{c.mode.String() + ": silence broken", percent(broken), "< 1 %", broken < 0.01})
 	}
 	for _, peer := range []struct {
 		name string
@@ -168,8 +164,8 @@ func benchRTU(ctx context.Context, b *bench) ([]row, error) {
 		if err := stop(); err != nil {
 			return nil, err
 		}
-		rows = append(rows, row{modeName(m) + ": " + peer.name + ", share of the limit", percent(share), "", true},
-			row{modeName(m) + ": " + peer.name + ", silence broken", percent(broken), "", true})
+		rows = append(rows, row{m.String() + ": " + peer.name + ", share of the limit", percent(share), "", true},
+			row{m.String() + ": " + peer.name + ", silence broken", percent(broken), "", true})
 	}
 	return rows, nil
 }
@@ -249,7 +245,7 @@ func benchDead(ctx context.Context, b *bench) ([]row, error) {
 		if err != nil {
 			return nil, err
 		}
-		name := modeName(c.mode)
+		name := c.mode.String()
 		rows = append(rows,
 			row{name + ": the four others' share of the limit", percent(share), "≥ " + percent(c.target), share >= c.target},
 			row{name + ": silence broken", percent(broken), "< 1 %", broken < 0.01},
