@@ -66,7 +66,7 @@ func newWire(units ...modbus.UnitID) *wireFake {
 // baud makes the wire a serial line, 8N1.
 func (w *wireFake) baud(baud int) *wireFake {
 	w.char = 10 * time.Second / time.Duration(baud)
-	w.gap = silence(baud)
+	w.gap = modbus.ClientSilence(baud)
 	return w
 }
 

@@ -63,7 +63,7 @@ func wireOf(b config.Bus, d config.Device) wire {
 	if b.Kind == config.Serial && b.Mode.Baud > 0 {
 		baud, char, delay = b.Mode.Baud, b.Mode.CharTime(), turnaround
 	}
-	gap := silence(baud)
+	gap := modbus.ClientSilence(baud)
 	if d.Gap >= 0 {
 		gap = d.Gap
 	} else if b.Gap >= 0 {
@@ -75,15 +75,6 @@ func wireOf(b config.Bus, d config.Device) wire {
 		return wire{request: 28 * char, dataByte: 2 * char, delay: delay}
 	}
 	return wire{request: 13*char + 2*gap, dataByte: char, delay: delay}
-}
-
-// silence is 3.5 characters of 11 bits, but 1.75 ms above 19200 baud (SER
-// 2.5.1.1).
-func silence(baud int) time.Duration {
-	if baud > 19200 {
-		return 1750 * time.Microsecond
-	}
-	return 35 * 11 * time.Second / 10 / time.Duration(baud)
 }
 
 func (l Limits) max(t modbus.Table) int {

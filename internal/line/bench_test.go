@@ -36,7 +36,7 @@ func pacedDevice(fd, baud int) {
 	runtime.LockOSThread()
 	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0)
 	_ = unix.SetNonblock(fd, false)
-	char, gap := 11*time.Second/time.Duration(baud), silence(baud)
+	char, gap := 11*time.Second/time.Duration(baud), modbus.ClientSilence(baud)
 	broken := 0
 	defer func() { fmt.Println(broken) }()
 	var last time.Time
@@ -115,7 +115,7 @@ func BenchmarkRTU(b *testing.B) {
 				b.Fatal(err)
 			}
 			cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
-			limit := 53*11*time.Second/time.Duration(baud) + 2*silence(baud)
+			limit := 53*11*time.Second/time.Duration(baud) + 2*modbus.ClientSilence(baud)
 			b.ReportMetric(100*float64(limit)*float64(b.N)/float64(b.Elapsed()), "%line")
 			b.ReportMetric(100*float64(broken)/float64(b.N), "%broken")
 			b.ReportMetric(float64(cpu)/1e3/float64(b.N), "µs-cpu/op")

@@ -343,7 +343,7 @@ func TestSerialAnsweredTwiceLate(t *testing.T) {
 	char := cfg.Mode.CharTime()
 	p := startPeer(t, pt.master, modbus.FramingRTU, func(p *peer, r request) {
 		answer := rtu(r.unit, right(r))
-		time.Sleep(time.Until(r.at.Add(silence(19200) + time.Duration(len(r.adu)+len(answer))*char)))
+		time.Sleep(time.Until(r.at.Add(modbus.ClientSilence(19200) + time.Duration(len(r.adu)+len(answer))*char)))
 		p.write(answer)
 		if r.n == times {
 			p.after(time.Duration(len(answer))*char, func() { p.write(answer) })

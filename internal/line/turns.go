@@ -135,7 +135,7 @@ func newTurns(l *Line) *turns {
 	t.pool.New = func() any { return &job{done: make(chan struct{}, 1)} }
 	if l.cfg.Kind == config.Serial {
 		t.char = l.cfg.Mode.CharTime()
-		t.gap = silence(l.cfg.Mode.Baud)
+		t.gap = modbus.ClientSilence(l.cfg.Mode.Baud)
 		t.floor = t.gap
 	} else {
 		t.pause = pauseFar
@@ -144,16 +144,6 @@ func newTurns(l *Line) *turns {
 		t.scan, t.pause, t.floor = scanASCII, pauseFar, 0
 	}
 	return t
-}
-
-// silence returns 3.5 characters, 1.75 ms above 19200 baud (SER 2.5.1.1). A
-// character of RTU has 11 bits; where the mode sends 10, devices that count 11
-// are given their silence all the same.
-func silence(baud int) time.Duration {
-	if baud > 19200 {
-		return 1750 * time.Microsecond
-	}
-	return 35 * 11 * time.Second / 10 / time.Duration(baud)
 }
 
 // do implements share.

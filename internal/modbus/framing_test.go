@@ -165,6 +165,20 @@ func TestRTULengths(t *testing.T) {
 	}
 }
 
+func TestClientSilence(t *testing.T) {
+	for baud, want := range map[int]time.Duration{
+		1200:   32083333 * time.Nanosecond,
+		9600:   4010416 * time.Nanosecond,
+		19200:  2005208 * time.Nanosecond,
+		19201:  1750 * time.Microsecond,
+		115200: 1750 * time.Microsecond,
+	} {
+		if got := ClientSilence(baud); got != want {
+			t.Errorf("ClientSilence(%d) = %v, want %v", baud, got, want)
+		}
+	}
+}
+
 func TestSilence(t *testing.T) {
 	for _, c := range []struct {
 		baud, bits int

@@ -118,6 +118,17 @@ func Silence(charTime time.Duration) time.Duration {
 	return charTime * 7 / 2
 }
 
+// ClientSilence returns the pause that a client keeps before an RTU request at a
+// baud rate: 3.5 characters of 11 bits, and 1.75 ms above 19200 baud (SER
+// 2.5.1.1). Where the mode has characters of 10 bits, devices that count 11 are
+// given their silence all the same.
+func ClientSilence(baud int) time.Duration {
+	if baud > 19200 {
+		return 1750 * time.Microsecond
+	}
+	return 35 * 11 * time.Second / 10 / time.Duration(baud)
+}
+
 // serialPort follows the bytes of a serial line. It has no clock and no wire:
 // feed takes bytes with the time they came, next yields answers.
 type serialPort struct {
