@@ -303,6 +303,12 @@ func (h *hook) OnPacketEncode(cl *mochi.Client, pk packets.Packet) packets.Packe
 	switch pk.FixedHeader.Type {
 	case packets.Connack:
 		pk.Properties.MaximumPacketSize = uint32(h.b.cfg.MaxPacket)
+	case packets.Disconnect:
+		if cl.Properties.ProtocolVersion < 5 {
+			// DISCONNECT is for clients alone in MQTT 3 (clause 3.14), and some
+			// take it for a broken protocol. What has no type is not sent.
+			pk.FixedHeader.Type = packets.Reserved
+		}
 	case packets.Suback, packets.Unsuback:
 		pk.PacketID = g.subID
 		g.makeRoom()
