@@ -216,7 +216,7 @@ func (d *demo) printSamples(ctx context.Context, w io.Writer, feed *pipeline.Fee
 		case b := <-feed.C():
 			for _, s := range b.Samples {
 				if err := out.Encode(sample{
-					Time:  s.Time.UTC().Format("2006-01-02T15:04:05.000Z07:00"),
+					Time:  point.Timestamp(s.Time),
 					Point: s.ID, Value: s.Value.AppendJSON(nil), Quality: s.Quality.String(), Unit: d.units[s.ID],
 				}); err != nil {
 					return nil // the reader has had enough

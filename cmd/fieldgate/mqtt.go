@@ -17,6 +17,7 @@ import (
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
+	"fieldgate/internal/point"
 	"fieldgate/internal/uplink"
 )
 
@@ -423,7 +424,7 @@ func printMessage(w io.Writer, encoder *json.Encoder, m mqtt.Message, asJSON boo
 			QoS     uint8   `json:"qos"`
 			Retain  bool    `json:"retain"`
 			Time    string  `json:"timestamp"`
-		}{Topic: m.Topic, QoS: m.QoS, Retain: m.Retain, Time: time.Now().UTC().Format("2006-01-02T15:04:05.000Z07:00")}
+		}{Topic: m.Topic, QoS: m.QoS, Retain: m.Retain, Time: point.Timestamp(time.Now())}
 		if utf8.Valid(m.Payload) {
 			text := string(m.Payload)
 			line.Payload = &text

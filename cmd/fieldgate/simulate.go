@@ -168,7 +168,7 @@ func plantJSON(w io.Writer, plant *simulate.Plant, seen bool) error {
 	for _, b := range plant.Buses {
 		s := b.Stats()
 		o := bus{
-			Time: time.Now().UTC().Format("2006-01-02T15:04:05.000Z07:00"), Bus: b.Name, Devices: []device{},
+			Time: point.Timestamp(time.Now()), Bus: b.Name, Devices: []device{},
 			Requests: s.Requests, BadFrames: s.BadFrames, SilenceBroken: s.SilenceBroken, BytesIn: s.BytesIn, BytesOut: s.BytesOut,
 		}
 		if !seen {

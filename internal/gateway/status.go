@@ -6,6 +6,7 @@ import (
 	"fieldgate/internal/broker"
 	"fieldgate/internal/bus"
 	"fieldgate/internal/line"
+	"fieldgate/internal/point"
 	"fieldgate/internal/publish"
 	"fieldgate/internal/queue"
 	"fieldgate/internal/uplink"
@@ -157,12 +158,12 @@ func uplinkStatus(u uplink.Status, q queue.Stats) UplinkStatus {
 	return s
 }
 
-// timestamp returns t as RFC 3339 in UTC, nil for no time.
+// timestamp returns t as text, nil for no time.
 func timestamp(t time.Time) *string {
 	if t.IsZero() {
 		return nil
 	}
-	s := t.UTC().Format("2006-01-02T15:04:05.000Z07:00")
+	s := point.Timestamp(t)
 	return &s
 }
 

@@ -30,10 +30,17 @@ func (l Layout) format() string {
 	case WIN:
 		return "2006-01-02T15:04:05.0000000Z07:00"
 	case EPOCHMS, DT4, DT4P, DT7:
-		return "2006-01-02T15:04:05.000Z07:00"
+		return timestamp
 	}
 	return "2006-01-02T15:04:05Z07:00"
 }
+
+// timestamp is RFC 3339 with milliseconds.
+const timestamp = "2006-01-02T15:04:05.000Z07:00"
+
+// Timestamp returns t as every time of ours is written: RFC 3339 in UTC with
+// milliseconds, 2025-11-05T14:30:15.123Z.
+func Timestamp(t time.Time) string { return t.UTC().Format(timestamp) }
 
 // Offsets of other epochs from 1970, in seconds.
 const (

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func clock(l Layout) Point {
@@ -124,5 +125,12 @@ func TestDatetimeEncode(t *testing.T) {
 	}
 	if _, err := clock(EPOCH).with(func(p *Point) { p.Invalid = []uint64{0} }).Encode(TextValue("1970-01-01T00:00:00Z")); err == nil || !strings.Contains(err.Error(), "no value") {
 		t.Errorf("the pattern of no value: %v", err)
+	}
+}
+
+func TestTimestamp(t *testing.T) {
+	at := time.Date(2025, 11, 5, 15, 30, 15, 120_999_999, time.FixedZone("CET", 3600))
+	if got, want := Timestamp(at), "2025-11-05T14:30:15.120Z"; got != want {
+		t.Errorf("Timestamp(%v) = %s, want %s", at, got, want)
 	}
 }
