@@ -63,6 +63,14 @@ func checkMore(cfg *config.Config, topics []publish.Topic) (faults, warnings []c
 		said[f.Path] = true
 	}
 	for _, u := range cfg.Uplinks {
+		path := "uplinks." + u.Name + ".password"
+		switch password, err := u.Password.Read(); {
+		case u.Password.IsZero() || said[path+".file"]:
+		case err != nil: // the service has another environment, and credentials
+			warnings = append(warnings, cfg.Fault(path, fmt.Sprintf("cannot be read here (%s); see that the service has it", strings.TrimPrefix(err.Error(), "secret: "))))
+		case password.IsZero():
+			faults = append(faults, cfg.Fault(path, "is empty where it is read from; write it there"))
+		}
 		for _, found := range uplink.CheckFiles(u, time.Now()) {
 			path := "uplinks." + u.Name + "." + found.Key
 			switch f := cfg.Fault(path, found.Text); {

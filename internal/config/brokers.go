@@ -57,6 +57,9 @@ func (r *resolver) uplink(u *named[rawUplink], up *Uplink) {
 		}
 		up.URLs = append(up.URLs, url.String())
 	}
+	if _, at := u.at.Get("password"); at != nil {
+		r.place("uplinks."+u.name+".password", at)
+	}
 	if up.Username == "" && !up.Password.IsZero() {
 		r.keyFault(u.at, "password", "stands without username, which MQTT 3.1.1 forbids; add username")
 	}
