@@ -58,7 +58,7 @@ func printPlan(w io.Writer, p gateway.Plan) error {
 		}
 		fmt.Fprintf(w, "  load %.1f %%%s\n\n", b.Load, loadNote(b))
 	}
-	t := tabwriter.NewWriter(w, 0, 0, 1, ' ', tabwriter.AlignRight)
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', tabwriter.AlignRight) // one space stands inside of numbers
 	fmt.Fprintln(t, "a day of\tmessages, least\tmost\tbytes, least\tmost\t")
 	for _, o := range p.Outlets {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t\n", o.Name, thousands(o.Least.Messages), thousands(o.Most.Messages), bytesText(o.Least.Bytes), bytesText(o.Most.Bytes))
