@@ -147,11 +147,37 @@ func dispatch(ctx context.Context, a *app, prefix string, list []command, args [
 	return usagef("%q is not a command of %s; %s", args[0], prefix, didYouMean(args[0], names))
 }
 
-func overview(w io.Writer) {
-	fmt.Fprintln(w, "Commands:")
-	for _, c := range commands() {
-		fmt.Fprintf(w, "  %-9s %s\n", c.name, c.brief)
+// group is a command that has commands of its own, list: it prints its help, or
+// runs the one that args name.
+func (f *flags) group(ctx context.Context, a *app, list []command, args []string) error {
+	f.details = func(w io.Writer) {
+		listCommands(w, list)
+		fmt.Fprintf(w, "\n\"%s COMMAND -h\" explains a command by example.\n", f.full())
 	}
+	args, err := f.parseLeading(a, args)
+	if err != nil {
+		return err
+	}
+	if len(args) == 0 {
+		f.print(a.stderr)
+		return exitError{code: exitUsage}
+	}
+	return dispatch(ctx, a, f.full(), list, args)
+}
+
+func listCommands(w io.Writer, list []command) {
+	width := 0
+	for _, c := range list {
+		width = max(width, len(c.name))
+	}
+	fmt.Fprintln(w, "Commands:")
+	for _, c := range list {
+		fmt.Fprintf(w, "  %-*s  %s\n", width, c.name, c.brief)
+	}
+}
+
+func overview(w io.Writer) {
+	listCommands(w, commands())
 	fmt.Fprint(w, `
 "fieldgate COMMAND -h" explains a command by example. To see it work without
 any hardware: fieldgate demo

@@ -43,22 +43,7 @@ URL names the wire:
   ascii:///dev/ttyUSB0?mode=9600-7E1        a serial line, ASCII
   rtu+tcp://HOST:PORT                       RTU frames through a serial server
   udp://HOST:PORT                           Modbus TCP frames in UDP`)
-	f.details = func(w io.Writer) {
-		fmt.Fprintln(w, "Commands:")
-		for _, c := range modbusCommands() {
-			fmt.Fprintf(w, "  %-7s %s\n", c.name, c.brief)
-		}
-		fmt.Fprint(w, "\n\"fieldgate modbus COMMAND -h\" explains a command by example.\n")
-	}
-	args, err := f.parseLeading(a, args)
-	if err != nil {
-		return err
-	}
-	if len(args) == 0 {
-		f.print(a.stderr)
-		return exitError{code: exitUsage}
-	}
-	return dispatch(ctx, a, "fieldgate modbus", modbusCommands(), args)
+	return f.group(ctx, a, modbusCommands(), args)
 }
 
 // peer holds the options of everything that talks to a device.
@@ -203,6 +188,28 @@ func (l *layout) point(t modbus.Table, addr uint16) (p point.Point, err error) {
 	return p, nil
 }
 
+// parseURL reads args, whose first argument is a URL.
+func (f *flags) parseURL(a *app, args []string) (url string, rest []string, err error) {
+	rest, err = f.parse(a, args)
+	if err != nil {
+		return "", nil, err
+	}
+	if len(rest) == 0 {
+		return "", nil, usagef("a URL is missing, such as tcp://10.0.0.10:502 or rtu:///dev/ttyUSB0?mode=9600-8N1")
+	}
+	return rest[0], rest[1:], nil
+}
+
+// target reads args, whose first arguments are a URL and an address.
+func (l *layout) target(f *flags, a *app, args []string) (url string, t modbus.Table, addr uint16, rest []string, err error) {
+	url, rest, err = f.parseURL(a, args)
+	if err != nil {
+		return "", 0, 0, nil, err
+	}
+	t, addr, rest, err = l.takeAddress(rest)
+	return url, t, addr, rest, err
+}
+
 // takeAddress reads an address off the front of args: "holding" "0", "holding
 // 0" in one, or "40001".
 func (l *layout) takeAddress(args []string) (t modbus.Table, addr uint16, rest []string, err error) {
@@ -280,15 +287,7 @@ look wrong, "fieldgate modbus decode" shows them in every type and order.`)
 	p.flags(f)
 	l.flags(f)
 	asJSON := f.Bool("json", false, "print a JSON object a value")
-	rest, err := f.parse(a, args)
-	if err != nil {
-		return err
-	}
-	url, rest, err := takeURL(rest)
-	if err != nil {
-		return err
-	}
-	t, addr, rest, err := l.takeAddress(rest)
+	url, t, addr, rest, err := l.target(f, a, args)
 	if err != nil {
 		return err
 	}
@@ -313,14 +312,6 @@ look wrong, "fieldgate modbus decode" shows them in every type and order.`)
 	}))
 }
 
-// takeURL takes the URL off the front of args.
-func takeURL(args []string) (url string, rest []string, err error) {
-	if len(args) == 0 {
-		return "", nil, usagef("a URL is missing, such as tcp://10.0.0.10:502 or rtu:///dev/ttyUSB0?mode=9600-8N1")
-	}
-	return args[0], args[1:], nil
-}
-
 func cmdModbusWrite(ctx context.Context, a *app, args []string) error {
 	f := newFlags("modbus write", "URL ADDRESS VALUE... [OPTION...]", `
 Writes values, one after the other from ADDRESS on, reads them back and prints
@@ -342,15 +333,7 @@ reading the register and writing it back.`)
 	function := f.String("function", "auto", "function `CODE`: 5, 6, 15 or 16, if the device takes only that")
 	noVerify := f.Bool("no-verify", false, "do not read back: for commands that reset themselves")
 	asJSON := f.Bool("json", false, "print a JSON object a value")
-	rest, err := f.parse(a, args)
-	if err != nil {
-		return err
-	}
-	url, rest, err := takeURL(rest)
-	if err != nil {
-		return err
-	}
-	t, addr, values, err := l.takeAddress(rest)
+	url, t, addr, values, err := l.target(f, a, args)
 	if err != nil {
 		return err
 	}

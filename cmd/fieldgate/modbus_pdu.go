@@ -30,11 +30,7 @@ What breaks the specification is not sent.`)
 	var p peer
 	p.flags(f)
 	asJSON := f.Bool("json", false, "print a JSON object")
-	rest, err := f.parse(a, args)
-	if err != nil {
-		return err
-	}
-	url, rest, err := takeURL(rest)
+	url, rest, err := f.parseURL(a, args)
 	if err != nil {
 		return err
 	}

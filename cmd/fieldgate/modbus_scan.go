@@ -52,11 +52,7 @@ parity looks like an empty bus.`)
 	pause := f.Duration("pause", 20*time.Millisecond, "`TIME` between two requests")
 	probed := f.String("probe", "holding 0", "the `ADDRESS` that is read")
 	asJSON := f.Bool("json", false, "print a JSON object a unit")
-	rest, err := f.parse(a, args)
-	if err != nil {
-		return err
-	}
-	url, rest, err := takeURL(rest)
+	url, rest, err := f.parseURL(a, args)
 	if err != nil {
 		return err
 	}
@@ -184,15 +180,7 @@ asked for in whole values.`)
 	pause := f.Duration("pause", 20*time.Millisecond, "`TIME` between two requests")
 	asJSON := f.Bool("json", false, "print a JSON object a value")
 	onlyYAML := f.Bool("yaml", false, "print the configuration only")
-	rest, err := f.parse(a, args)
-	if err != nil {
-		return err
-	}
-	url, rest, err := takeURL(rest)
-	if err != nil {
-		return err
-	}
-	t, addr, rest, err := l.takeAddress(rest)
+	url, t, addr, rest, err := l.target(f, a, args)
 	if err != nil {
 		return err
 	}

@@ -47,22 +47,7 @@ addresses, user, password and certificates are then used:
 A user and a password can stand in the URL, mqtt://USER:PASSWORD@HOST, where
 other users of this machine can see them; better are --user with
 --password-file, or the password in the environment as MQTT_PASSWORD.`)
-	f.details = func(w io.Writer) {
-		fmt.Fprintln(w, "Commands:")
-		for _, c := range mqttCommands() {
-			fmt.Fprintf(w, "  %-4s %s\n", c.name, c.brief)
-		}
-		fmt.Fprint(w, "\n\"fieldgate mqtt COMMAND -h\" explains a command by example.\n")
-	}
-	args, err := f.parseLeading(a, args)
-	if err != nil {
-		return err
-	}
-	if len(args) == 0 {
-		f.print(a.stderr)
-		return exitError{code: exitUsage}
-	}
-	return dispatch(ctx, a, "fieldgate mqtt", mqttCommands(), args)
+	return f.group(ctx, a, mqttCommands(), args)
 }
 
 // passwordEnv is the variable that a password is taken from when no option
