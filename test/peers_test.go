@@ -353,4 +353,7 @@ status: { every: 1s }
 	if code, took := gw.stop(); code != 0 || took > 10*time.Second {
 		t.Errorf("stopped with code %d after %v, want 0 within 10 s", code, took)
 	}
+	if said := sub.log.String(); strings.Contains(said, "protocol error") {
+		t.Errorf("the broker's goodbye makes mosquitto_sub say %q", said)
+	}
 }

@@ -28,6 +28,7 @@ type message struct {
 type watcher struct {
 	t   *testing.T
 	out *output
+	log *output // what mosquitto_sub complains of
 
 	mu   sync.Mutex
 	read int // bytes of out parsed
@@ -41,7 +42,8 @@ func watch(t *testing.T, port int, filters ...string) *watcher {
 	for _, f := range filters {
 		args = append(args, "-t", f)
 	}
-	return &watcher{t: t, out: start(t, "mosquitto_sub", args...).out}
+	p := start(t, "mosquitto_sub", args...)
+	return &watcher{t: t, out: p.out, log: p.log}
 }
 
 // messages returns everything received so far, in order.
