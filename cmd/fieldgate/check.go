@@ -13,8 +13,6 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/gateway"
 	"fieldgate/internal/point"
-	"fieldgate/internal/publish"
-	"fieldgate/internal/uplink"
 )
 
 func cmdCheck(_ context.Context, a *app, args []string) error {
@@ -39,7 +37,7 @@ Exit code 0: it can run; there may be warnings. 2: it cannot.`)
 	}
 	var warnings []config.Fault
 	if cfg != nil {
-		faults, warnings = checkMore(cfg, topics)
+		faults, warnings = gateway.Check(cfg, topics, time.Now())
 	}
 	if *asJSON {
 		err = printCheckJSON(a.stdout, cfg, faults, warnings)
@@ -50,45 +48,6 @@ Exit code 0: it can run; there may be warnings. 2: it cannot.`)
 		err = exitError{code: exitUsage}
 	}
 	return err
-}
-
-// checkMore looks at what "run" leaves to its parts, because it may change while
-// they run: the files that the configuration names, and whether the buses can
-// carry what is asked of them.
-func checkMore(cfg *config.Config, topics []publish.Topic) (faults, warnings []config.Fault) {
-	warnings = append(warnings, cfg.Warnings...)
-	faults = cfg.CheckFiles()
-	said := make(map[string]bool, len(faults))
-	for _, f := range faults {
-		said[f.Path] = true
-	}
-	for _, u := range cfg.Uplinks {
-		path := "uplinks." + u.Name + ".password"
-		switch password, err := u.Password.Read(); {
-		case u.Password.IsZero() || said[path+".file"]:
-		case err != nil: // the service has another environment, and credentials
-			warnings = append(warnings, cfg.Fault(path, fmt.Sprintf("cannot be read here (%s); see that the service has it", strings.TrimPrefix(err.Error(), "secret: "))))
-		case password.IsZero():
-			faults = append(faults, cfg.Fault(path, "is empty where it is read from; write it there"))
-		}
-		for _, found := range uplink.CheckFiles(u, time.Now()) {
-			path := "uplinks." + u.Name + "." + found.Key
-			switch f := cfg.Fault(path, found.Text); {
-			case found.Warning:
-				warnings = append(warnings, f)
-			case !said[path] && !said[strings.Replace(path, "tls.cert", "tls.key", 1)] && !said[strings.Replace(path, "tls.cert", "tls.password.file", 1)]:
-				faults = append(faults, f)
-			}
-		}
-	}
-	for _, b := range gateway.MakePlan(cfg, topics).Buses {
-		if b.Load > 100 {
-			warnings = append(warnings, cfg.Fault("buses."+b.Name, fmt.Sprintf("polling its devices takes %.0f %% of its time, so polls will be left out; \"fieldgate plan\" shows what takes how long", b.Load)))
-		}
-	}
-	cfg.Sort(faults)
-	cfg.Sort(warnings)
-	return faults, warnings
 }
 
 // configArg parses the options of a command that takes the configuration's
@@ -156,7 +115,7 @@ func count(n int, one, many string) string {
 func printConfig(w io.Writer, cfg *config.Config) error {
 	fmt.Fprintf(w, "site %s\n", cfg.Site.ID)
 	for _, b := range cfg.Buses {
-		fmt.Fprintf(w, "\nbus %s: %s\n", b.Name, gateway.WireName(b))
+		fmt.Fprintf(w, "\nbus %s: %s%s\n", b.Name, gateway.WireName(b), atOnceText(b.InFlight))
 		for _, d := range cfg.Devices {
 			if d.Bus != b.Name {
 				continue
@@ -173,7 +132,7 @@ func printConfig(w io.Writer, cfg *config.Config) error {
 	}
 	fmt.Fprintln(w)
 	for i, r := range cfg.Publish {
-		fmt.Fprintf(w, "publish[%d]: %s on %s\n", i, strings.Join(r.Points, " "), r.Topic)
+		fmt.Fprintf(w, "publish[%d]: %s on %s: %s\n", i, strings.Join(r.Points, " "), r.Topic, ruleText(r))
 	}
 	for _, u := range cfg.Uplinks {
 		fmt.Fprintf(w, "uplink %s: %s as %s\n", u.Name, strings.Join(u.URLs, " or "), u.ClientID)
@@ -183,8 +142,61 @@ func printConfig(w io.Writer, cfg *config.Config) error {
 			fmt.Fprintf(w, "broker: %s://%s%s\n", l.Scheme, l.Address, l.Path)
 		}
 	}
+	fmt.Fprintf(w, "status: %s every %s\n", cfg.Status.Topic, config.FormatDuration(cfg.Status.Every))
 	_, err := fmt.Fprintln(w)
 	return err
+}
+
+// atOnceText says how many requests are on their way at once, if not one.
+func atOnceText(inFlight int) string {
+	switch inFlight {
+	case 1:
+		return ""
+	case config.InFlightAuto:
+		return ", in_flight auto"
+	}
+	return fmt.Sprintf(", in_flight %d", inFlight)
+}
+
+// ruleText says in which form, when and whither a rule publishes.
+func ruleText(r config.Rule) string {
+	form := map[config.Payload]string{config.JSON: "json", config.Raw: "raw", config.Full: "full", config.Batch: "batch"}[r.Payload]
+	for _, f := range r.Fields {
+		form += " +" + string(f)
+	}
+	parts := []string{form}
+	switch when := r.When; {
+	case r.Every > 0:
+		parts = append(parts, "every "+config.FormatDuration(r.Every))
+	case when.Each:
+		parts = append(parts, "each poll")
+	default:
+		change := "on any change"
+		if !when.AnyChange {
+			change = "on a change of more than " + when.Band.String()
+			if when.Percent {
+				change += " %"
+			}
+		}
+		parts = append(parts, change)
+		if when.AtLeast > 0 {
+			parts = append(parts, "at least every "+config.FormatDuration(when.AtLeast))
+		}
+		if when.AtMost > 0 {
+			parts = append(parts, "at most every "+config.FormatDuration(when.AtMost))
+		}
+	}
+	parts = append(parts, fmt.Sprintf("QoS %d", r.QoS))
+	if r.Retain {
+		parts = append(parts, "retained")
+	}
+	if r.BadNull {
+		parts = append(parts, "null for a failed read")
+	}
+	if r.To != nil {
+		parts = append(parts, "to "+strings.Join(r.To, " "))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func printPoint(w io.Writer, p *point.Point) {
