@@ -3,7 +3,6 @@ package gateway
 import (
 	"time"
 
-	"fieldgate/internal/broker"
 	"fieldgate/internal/bus"
 	"fieldgate/internal/line"
 	"fieldgate/internal/point"
@@ -80,7 +79,35 @@ type UplinkStatus struct {
 }
 
 // BrokerStatus is the embedded broker.
-type BrokerStatus = broker.Stats
+type BrokerStatus struct {
+	Clients       int   `json:"clients"`  // connected
+	Sessions      int   `json:"sessions"` // connected, or kept for a client that is away
+	Subscriptions int   `json:"subscriptions"`
+	Retained      int   `json:"retained"`
+	BacklogBytes  int64 `json:"backlog_bytes"` // on their way to clients
+
+	In        uint64 `json:"messages_in"`        // from clients
+	Delivered uint64 `json:"messages_delivered"` // from the gateway itself
+	Out       uint64 `json:"messages_out"`       // to clients
+	BytesIn   uint64 `json:"received_bytes"`
+	BytesOut  uint64 `json:"sent_bytes"`
+	Dropped   uint64 `json:"dropped"` // a client did not keep up
+
+	Connects  uint64 `json:"connects"`
+	Lost      uint64 `json:"lost"`      // connections that ended without a DISCONNECT
+	Stuck     uint64 `json:"stuck"`     // of those: cut off because they did not read
+	Malformed uint64 `json:"malformed"` // connections ended over what MQTT forbids
+	Panics    uint64 `json:"panics"`    // of those: packets that caused a panic
+	Evicted   uint64 `json:"evicted"`   // connections that made room before they said CONNECT
+
+	RefusedConnects      uint64 `json:"refused_connects"`
+	RefusedPublishes     uint64 `json:"refused_publishes"`
+	RefusedSubscriptions uint64 `json:"refused_subscriptions"`
+	RefusedRetained      uint64 `json:"refused_retained"` // passed on, but not retained
+
+	Saved      bool   `json:"saved"` // sessions and retained messages go to disk
+	StoreError string `json:"store_error,omitempty"`
+}
 
 // PublishStatus is what the rules made of the samples.
 type PublishStatus struct {
@@ -108,7 +135,7 @@ func (g *Gateway) Status() Status {
 		s.Uplinks[w.name] = uplinkStatus(w.uplink.Status(), w.queue.Stats())
 	}
 	if g.broker != nil {
-		b := g.broker.Stats()
+		b := BrokerStatus(g.broker.Stats()) // the same figures under their JSON names
 		s.Broker = &b
 	}
 	return s
