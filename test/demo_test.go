@@ -143,6 +143,41 @@ func TestDemoText(t *testing.T) {
 	}
 }
 
+// A reader that has had enough, as in "demo | head", ends it: at once, with 0, and
+// with nothing left behind.
+func TestDemoNobodyReads(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"demo"}, {"demo", "--json"}} {
+		dir := t.TempDir()
+		var log bytes.Buffer
+		cmd := exec.Command(binary, args...)
+		cmd.Env = append(os.Environ(), "TMPDIR="+dir, "GORACE=atexit_sleep_ms=0")
+		cmd.Stderr = &log
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := out.Read(make([]byte, 10)); err != nil {
+			t.Error(err)
+		}
+		out.Close()
+		limit := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
+		if err := cmd.Wait(); err != nil || !limit.Stop() {
+			t.Errorf("%v ends with %v, want 0 within %v", args, err, patience)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("%v leaves %v behind (%v)", args, left, err)
+		}
+		if log.Len() > 0 {
+			t.Errorf("%v says %q", args, log.String())
+		}
+	}
+}
+
 // Ctrl-C ends the live view in a terminal: with 0, nothing left behind, and the
 // cursor back.
 func TestDemoInterrupted(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
 	"syscall"
@@ -81,6 +82,9 @@ func badConfig(err error) error { return exitError{exitUsage, err} }
 func noPeer(err error) error { return exitError{exitNoPeer, err} }
 
 func main() {
+	// A reader that has had enough ("demo --json | head") is an error of Write,
+	// and not the end of the process: there may be something to clear up.
+	signal.Ignore(syscall.SIGPIPE)
 	// The first signal ends the context and so asks everything to stop; a
 	// second one finds the default action restored and ends the process.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -95,7 +99,7 @@ func main() {
 // main runs one command line and returns its exit code.
 func (a *app) main(ctx context.Context, args []string) int {
 	err := a.dispatch(ctx, args)
-	if err == nil {
+	if err == nil || nobodyReads(err) {
 		return exitDone
 	}
 	code := exitFailed
@@ -107,6 +111,12 @@ func (a *app) main(ctx context.Context, args []string) int {
 		fmt.Fprintln(a.stderr, "fieldgate:", text)
 	}
 	return code
+}
+
+// nobodyReads reports whether err says that whoever read our output is gone.
+func nobodyReads(err error) bool {
+	var p *fs.PathError
+	return errors.As(err, &p) && p.Path == os.Stdout.Name() && errors.Is(p.Err, syscall.EPIPE)
 }
 
 func (a *app) dispatch(ctx context.Context, args []string) error {

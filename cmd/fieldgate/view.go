@@ -80,13 +80,16 @@ func (v *view) run(ctx context.Context, feed *pipeline.Feed, messages <-chan dem
 			if len(v.recent) > recent {
 				v.recent = v.recent[1:]
 			}
-			if !page {
-				fmt.Fprintf(v.out, "%s %s\n", m.topic, m.payload)
+			if page {
+				continue
+			}
+			if _, err := fmt.Fprintf(v.out, "%s %s\n", m.topic, m.payload); err != nil {
+				return err
 			}
 		case <-tick.C:
 			if page {
 				if _, err := v.out.Write(v.page()); err != nil {
-					return nil
+					return err
 				}
 			} else {
 				v.changes(states)
