@@ -37,6 +37,7 @@ type Gateway struct {
 	version string
 	start   time.Time
 
+	warnings []string // of the configuration
 	pipeline *pipeline.Pipeline
 	feed     *pipeline.Feed
 	wires    []wire
@@ -65,6 +66,9 @@ type way struct {
 // gateway says of itself. After an error nothing stays open.
 func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *slog.Logger) (*Gateway, error) {
 	g := &Gateway{log: log, version: version, start: time.Now()}
+	for _, w := range cfg.Warnings {
+		g.warnings = append(g.warnings, w.Path+": "+w.Text)
+	}
 	sinks := make(map[string]mqtt.Sink)
 
 	if cfg.Broker != nil {

@@ -22,6 +22,10 @@ type Status struct {
 	Uplinks map[string]UplinkStatus `json:"uplinks"`
 	Broker  *BrokerStatus           `json:"broker,omitempty"`
 	Publish PublishStatus           `json:"publish"`
+
+	// Warnings stand as long as the configuration is what it is: a password in
+	// it, a connection that is not encrypted.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // BusStatus is one line and its devices.
@@ -126,6 +130,8 @@ func (g *Gateway) Status() Status {
 		Buses:   make(map[string]BusStatus, len(g.wires)),
 		Uplinks: make(map[string]UplinkStatus, len(g.ways)),
 		Publish: publishStatus(g.publish.Stats()),
+
+		Warnings: g.warnings,
 	}
 	_, s.Publish.Dropped = g.feed.Dropped()
 	for _, w := range g.wires {

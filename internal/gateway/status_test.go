@@ -2,8 +2,12 @@ package gateway
 
 import (
 	"encoding/json"
+	"log/slog"
 	"regexp"
+	"strings"
 	"testing"
+
+	"fieldgate/internal/config"
 )
 
 // What goes out on the topic …/stats has one kind of name throughout.
@@ -42,5 +46,21 @@ func TestStatusNames(t *testing.T) {
 	walk(tree)
 	if count < 60 {
 		t.Errorf("%d names in %s, want more than 60", count, text)
+	}
+}
+
+// A standing warning is in the stats too, not only in the log at the start.
+func TestStatusWarns(t *testing.T) {
+	cfg, err := config.LoadBytes("f", []byte("site: { id: s }\nuplinks: { cloud: { url: mqtt://broker.example } }\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := Open(cfg, nil, t.TempDir(), "test", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if w := g.Status().Warnings; len(w) != 1 || !strings.HasPrefix(w[0], "uplinks.cloud.url: mqtt://broker.example:1883 is not encrypted") {
+		t.Errorf("the warnings are %q", w)
 	}
 }
