@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"fmt"
+	"strings"
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/publish"
@@ -27,8 +28,30 @@ func Load(path string) (*config.Config, []publish.Topic, error) {
 			faults = append(faults, placed)
 		}
 	}
+	faults = append(faults, ownTopics(cfg, topics)...)
 	if len(faults) > 0 {
+		cfg.Sort(faults)
 		return nil, nil, faults
 	}
 	return cfg, topics, nil
+}
+
+// ownTopics returns a fault for each rule that would publish where the gateway
+// says how it is itself.
+func ownTopics(cfg *config.Config, topics []publish.Topic) []config.Fault {
+	var faults []config.Fault
+	said := -1
+	for i := range topics {
+		t := &topics[i]
+		rest, below := strings.CutPrefix(t.Name, cfg.Status.Topic+"/")
+		if !below || t.Rule == said {
+			continue
+		}
+		if rest == "state" || rest == "stats" || rest == "event" || strings.HasPrefix(rest, "device/") && strings.HasSuffix(rest, "/state") {
+			said = t.Rule
+			faults = append(faults, cfg.Fault(fmt.Sprintf("publish[%d].topic", t.Rule),
+				fmt.Sprintf("%s would be published on %q, where the gateway says how it is itself; write another topic, or another status.topic", t.Points()[0], t.Name)))
+		}
+	}
+	return faults
 }
