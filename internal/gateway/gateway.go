@@ -7,6 +7,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -61,9 +62,10 @@ type way struct {
 	uplink *uplink.Uplink
 }
 
-// Open makes a gateway from cfg and its topics, as Load returns them. It opens the local broker's listeners and the
-// queues in the folder dir; nothing runs before Run. version is what the
-// gateway says of itself. After an error nothing stays open.
+// Open makes a gateway from cfg and its topics, as Load returns them. It opens
+// the local broker's listeners and the queues in the folder dir; nothing runs
+// before Run, which must follow. version is what the gateway says of itself.
+// After an error nothing stays open.
 func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *slog.Logger) (*Gateway, error) {
 	g := &Gateway{log: log, version: version, start: time.Now()}
 	for _, w := range cfg.Warnings {
@@ -83,8 +85,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	for _, c := range cfg.Uplinks {
 		q, err := queue.Open(dir, c.Name, c.Queue, part(log, "queue", c.Name))
 		if err != nil {
-			g.Close()
-			return nil, fmt.Errorf("queue %s: %w", c.Name, err)
+			return nil, errors.Join(fmt.Errorf("queue %s: %w", c.Name, err), g.abandon())
 		}
 		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), nil, part(log, "uplink", c.Name))
 		g.ways = append(g.ways, way{c.Name, q, u})
@@ -155,21 +156,27 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	if err := parts.Stop(stopLimit); err != nil {
 		g.log.Error("stop", "err", err)
 	}
-	g.Close()
+	if err := g.closeQueues(); err != nil {
+		g.log.Error("stop", "err", err)
+	}
 	return failed
 }
 
-// Close frees what Open opened. Run calls it at its end.
-func (g *Gateway) Close() {
-	for _, w := range g.ways {
-		if err := w.queue.Close(); err != nil {
-			g.log.Error("close queue", "queue", w.name, "err", err)
-		}
+// abandon closes what Open has opened, when there will be no Run.
+func (g *Gateway) abandon() error {
+	err := g.closeQueues()
+	if g.broker != nil {
+		err = errors.Join(err, g.broker.Close())
 	}
+	return err
 }
 
-// Broker returns the embedded broker, nil when there is none.
-func (g *Gateway) Broker() *broker.Broker { return g.broker }
+func (g *Gateway) closeQueues() (err error) {
+	for _, w := range g.ways {
+		err = errors.Join(err, w.queue.Close())
+	}
+	return err
+}
 
 // Pipeline returns the stream of samples and the last values.
 func (g *Gateway) Pipeline() *pipeline.Pipeline { return g.pipeline }
