@@ -59,7 +59,11 @@ func TestStatusWarns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
+	defer func() {
+		if err := g.abandon(); err != nil {
+			t.Error(err)
+		}
+	}()
 	if w := g.Status().Warnings; len(w) != 1 || !strings.HasPrefix(w[0], "uplinks.cloud.url: mqtt://broker.example:1883 is not encrypted") {
 		t.Errorf("the warnings are %q", w)
 	}
