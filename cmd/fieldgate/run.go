@@ -13,6 +13,7 @@ import (
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/gateway"
+	"fieldgate/internal/point"
 	"fieldgate/internal/publish"
 	"fieldgate/internal/systemd"
 )
@@ -110,7 +111,7 @@ func dataDir(dir string) (string, error) {
 }
 
 func newLog(w io.Writer, cfg config.Log) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.Level}
+	opts := &slog.HandlerOptions{Level: cfg.Level, ReplaceAttr: logAttr}
 	switch {
 	case cfg.Format == "json":
 		return slog.New(slog.NewJSONHandler(w, opts))
@@ -118,4 +119,21 @@ func newLog(w io.Writer, cfg config.Log) *slog.Logger {
 		return slog.New(systemd.NewJournalHandler(w, cfg.Level))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// logAttr writes times as all times of ours are written, and what JSON would
+// show as a bare number as the text log shows it: 1.5s rather than 1500000000,
+// holding rather than 4.
+func logAttr(_ []string, a slog.Attr) slog.Attr {
+	switch a.Value.Kind() {
+	case slog.KindTime:
+		a.Value = slog.StringValue(point.Timestamp(a.Value.Time()))
+	case slog.KindDuration:
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	case slog.KindAny:
+		if s, ok := a.Value.Any().(fmt.Stringer); ok && a.Key != slog.LevelKey {
+			a.Value = slog.StringValue(s.String())
+		}
+	}
+	return a
 }
