@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 )
 
 // errHelp: the help was asked for and has been printed.
@@ -68,9 +69,28 @@ func (f *flags) parseOptions(a *app, opts []string) error {
 		return errHelp
 	}
 	if err != nil {
-		return usagef("%s; \"%s -h\" explains it", strings.ReplaceAll(err.Error(), "flag provided but not defined", "unknown option"), f.full())
+		return usagef("%s; \"%s -h\" explains it", f.complaint(err), f.full())
 	}
 	return nil
+}
+
+// complaint says in our words what the flag package finds wrong.
+func (f *flags) complaint(err error) string {
+	text := strings.ReplaceAll(err.Error(), "flag provided but not defined", "unknown option")
+	quoted, rest, ok := strings.Cut(strings.TrimPrefix(text, "invalid value "), " for flag -")
+	name, why, _ := strings.Cut(rest, ": ")
+	if !ok || why != "parse error" {
+		return text
+	}
+	if v, ok := f.Lookup(name).Value.(flag.Getter); ok {
+		switch v.Get().(type) {
+		case time.Duration:
+			why = "is not a time; write one such as 300ms, 10s or 5m"
+		case int, uint, int64, uint64:
+			why = "is not a whole number"
+		}
+	}
+	return fmt.Sprintf("--%s: %s %s", name, quoted, why)
 }
 
 func (f *flags) full() string { return strings.TrimSpace("fieldgate " + f.name) }
@@ -94,28 +114,28 @@ func negativeNumber(s string) bool {
 }
 
 func (f *flags) print(w io.Writer) {
-	fmt.Fprintf(w, "Usage: %s %s\n", f.full(), f.usage)
+	fmt.Fprintln(w, strings.TrimSpace("Usage: "+f.full()+" "+f.usage))
 	if f.help != "" {
 		fmt.Fprintf(w, "\n%s\n", strings.Trim(f.help, "\n"))
 	}
-	first := true
-	f.VisitAll(func(o *flag.Flag) {
-		if first {
-			fmt.Fprintln(w, "\nOptions:")
-			first = false
-		}
-		name, text := flag.UnquoteUsage(o)
-		left := "-" + o.Name
+	left := func(o *flag.Flag) string {
+		name, _ := flag.UnquoteUsage(o)
 		if len(o.Name) > 1 {
-			left = "--" + o.Name
+			return strings.TrimSpace("--" + o.Name + " " + name)
 		}
-		if name != "" {
-			left += " " + name
-		}
+		return strings.TrimSpace("-" + o.Name + " " + name)
+	}
+	width := 0
+	f.VisitAll(func(o *flag.Flag) { width = max(width, len(left(o))) })
+	if width > 0 {
+		fmt.Fprintln(w, "\nOptions:")
+	}
+	f.VisitAll(func(o *flag.Flag) {
+		_, text := flag.UnquoteUsage(o)
 		if o.DefValue != "" && o.DefValue != "false" && o.DefValue != "0" && o.DefValue != "0s" {
 			text += " (default " + o.DefValue + ")"
 		}
-		fmt.Fprintf(w, "  %-18s %s\n", left, text)
+		fmt.Fprintf(w, "  %-*s  %s\n", width, left(o), text)
 	})
 	if f.details != nil {
 		fmt.Fprintln(w)

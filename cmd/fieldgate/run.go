@@ -28,7 +28,7 @@ It polls at once, also when no broker can be reached. Errors in the
 configuration are printed, one a line, and end it with exit code 2.`)
 	f.StringVar(&a.config, "c", a.config, "configuration `FILE`")
 	data := f.String("data", "", "`DIR` for what must survive a restart (default $STATE_DIRECTORY, else /var/lib/fieldgate)")
-	level := f.String("log-level", "", "debug, info, warn or error; overrides the configuration's log.level")
+	level := f.String("log-level", "", "least `LEVEL` that is logged: debug, info, warn or error; overrides the configuration's log.level")
 	rest, err := f.parse(a, args)
 	if err != nil {
 		return err
