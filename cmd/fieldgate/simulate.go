@@ -50,6 +50,10 @@ configs/simulate-plant.yaml shows and explains them.`)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		return exitError{exitUsage, err}
 	}
+	if fault := (config.Fault{}); errors.As(err, &fault) {
+		fmt.Fprintln(a.stderr, err) // FILE:LINE:COL: …, one a line, as check prints them
+		return exitError{code: exitUsage}
+	}
 	if err != nil {
 		return badConfig(err)
 	}

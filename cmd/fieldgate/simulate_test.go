@@ -2,7 +2,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -134,16 +133,14 @@ func TestSimulateRefuses(t *testing.T) {
 		args []string
 		want string
 	}{
-		{nil, "takes one FILE"},
-		{[]string{"a", "b"}, "takes one FILE"},
-		{[]string{filepath.Join(t.TempDir(), "none.yaml")}, "no such file"},
+		{nil, "fieldgate: simulate takes one FILE"},
+		{[]string{"a", "b"}, "fieldgate: simulate takes one FILE"},
+		{[]string{filepath.Join(t.TempDir(), "none.yaml")}, "fieldgate: simulate: open "},
 		{[]string{bad}, bad + ":1:18: buses.a.tcp: \"x\" is not HOST:PORT; write one such as 127.0.0.1:1502\n" + bad + ":2:11: devices.d: is on bus \"b\""},
 	} {
-		var out bytes.Buffer
-		err := cmdSimulate(context.Background(), &app{stdout: &out, stderr: io.Discard}, c.args)
-		var exit exitError
-		if !errors.As(err, &exit) || exit.code != exitUsage || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%v: %v, want exit code 2 and %q", c.args, err, c.want)
+		_, stderr, code := inProcess(append([]string{"simulate"}, c.args...))
+		if code != exitUsage || !strings.HasPrefix(stderr, c.want) {
+			t.Errorf("%v: exit code %d, %s, want 2 and %q", c.args, code, stderr, c.want)
 		}
 	}
 }
