@@ -303,7 +303,7 @@ func (r *resolver) point(m *node, raw *rawPoint, v *named[rawDevice], ctx pointC
 		Every: raw.every, Group: raw.group, Write: raw.write,
 	}
 	p.Table, p.Address = raw.at.table, raw.at.address
-	if ctx.base != 0 {
+	if ctx.base != 0 || p.Table == 0 {
 		var err error
 		if p.Table, p.Address, err = point.ParseAddressBase(raw.at.text, uint16(ctx.base)); err != nil {
 			r.keyFault(m, "at", "%v", err)

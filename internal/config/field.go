@@ -21,8 +21,8 @@ import (
 
 // place is the address of a point, as if its device counted from zero.
 type place struct {
-	text    string // as it is written
-	table   modbus.Table
+	text    string       // as it is written
+	table   modbus.Table // 0: there is no such address, counted from zero
 	address uint16
 }
 
@@ -49,6 +49,9 @@ func address() value[place] {
 		}
 		table, addr, err := point.ParseAddress(s)
 		if err != nil {
+			if _, _, err := point.ParseAddressBase(s, 1); err == nil {
+				return place{text: s}, true // the last one, of a device that counts from one
+			}
 			d.shapef(n, "%v", err)
 			return place{}, false
 		}

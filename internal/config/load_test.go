@@ -207,6 +207,8 @@ func TestFaults(t *testing.T) {
 		{"broadcast read", "buses: { b: { serial: /dev/a } }\ndevices: { d: { bus: b, unit: 0, points: { p: { at: holding 0 } } } }", "unit id 0 is everyone, and nobody answers"},
 		{"broadcast polled", "buses: { b: { serial: /dev/a } }\ndevices: { d: { bus: b, unit: 0, points: { p: { at: holding 0, every: 1s, write: {} } } } }", "nobody answers unit id 0; remove it"},
 		{"base", tcpBus + "devices: { d: { bus: b, base: 1, points: { p: { at: holding 0 } } } }", `"holding 0": 0 is outside 1-65536`},
+		{"base 0", one("{ at: holding 65536 }"), `points.p.at: "holding 65536": 65536 is outside 0-65535`},
+		{"base 1", tcpBus + "devices: { d: { bus: b, base: 1, points: { o: { at: holding 65536 }, p: { at: holding 65537 } } } }", `points.p.at: "holding 65537": 65537 is outside `},
 		{"device name", tcpBus + "devices: { a.b: { bus: b, points: {} } }", "may not hold a dot, which stands between device and point"},
 		{"point name", tcpBus + "devices: { d: { bus: b, points: { a/b: { at: holding 0 } } } }", `the name "a/b" may not hold '/' there`},
 		{"point twice", tcpBus + "devices: { d: { bus: b, points: { s: { at: holding 0, bits: { a: 1 } }, s.a: { at: holding 1 } } } }", "there are two points s.a, the other at f:2:63"},
