@@ -422,14 +422,26 @@ next:
 func (p *planner) cheapest(items []item) []planned {
 	reads, items := p.oversized(items)
 	n := len(items)
+	if n == 0 {
+		return reads
+	}
 	gap := make([]int, n)  // the longest hole before an item
 	side := make([]int, n) // of the cuts
-	for i, end := 0, 0; i < n; i++ {
-		if i > 0 && items[i].start > end {
+	first, end, unasked := items[0].start, items[0].start, 0
+	whole := true // one read may have all of them
+	for i := range items {
+		if items[i].start > end {
 			gap[i] = p.hole(end, items[i].start)
+			unasked += items[i].start - end
 		}
 		end = max(end, items[i].end)
 		side[i] = p.known.side(p.table, items[i].start)
+		whole = whole && side[i] == side[0] && p.mayspan(gap[i])
+	}
+	// Two reads or more take a request more and save the holes at most. Mostly
+	// that decides it, and there is nothing to weigh.
+	if span := end - first; whole && span <= p.max && p.limits.cost(p.table, span) <= p.limits.Request+p.limits.cost(p.table, span-unasked) {
+		return append(reads, joined(items))
 	}
 	type way struct {
 		cost  time.Duration
@@ -451,14 +463,19 @@ func (p *planner) cheapest(items []item) []planned {
 		}
 	}
 	for i := 0; i < n; i = best[i].next {
-		r := planned{start: items[i].start, last: items[best[i].next-1].start, points: make([]int, 0, best[i].next-i)}
-		for _, it := range items[i:best[i].next] {
-			r.end = max(r.end, it.end)
-			r.points = append(r.points, it.points...)
-		}
-		reads = append(reads, r)
+		reads = append(reads, joined(items[i:best[i].next]))
 	}
 	return reads
+}
+
+// joined makes one read of items, sorted.
+func joined(items []item) planned {
+	r := planned{start: items[0].start, last: items[len(items)-1].start, points: make([]int, 0, len(items))}
+	for _, it := range items {
+		r.end = max(r.end, it.end)
+		r.points = append(r.points, it.points...)
+	}
+	return r
 }
 
 // oversized gives each item that is longer than the longest read a read of its
