@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/quick"
 
 	"golang.org/x/sys/unix"
 )
@@ -131,15 +132,17 @@ type stream struct {
 
 func newStream(c net.Conn, udp bool) *stream {
 	s := &stream{conn: c}
-	s.source = source{file: c, datagrams: udp}
+	s.source = source{datagrams: udp}
 	if sc, ok := c.(syscall.Conn); ok {
 		s.raw, _ = sc.SyscallConn() // fails on a closed connection only
 	}
 	if !udp && s.raw != nil {
+		s.conn = quick.Conn(c)
 		_ = s.raw.Control(func(fd uintptr) {
 			_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout/time.Millisecond))
 		})
 	}
+	s.source.file = s.conn
 	return s
 }
 

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/quick"
 )
 
 // ParseURL reads a broker's address, mqtt:// mqtts:// ws:// or wss://, and
@@ -140,7 +141,7 @@ func dialTCP(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Du
 		if err != nil {
 			return nil, dialFault(err, "broker", u.Host, timeout)
 		}
-		return conn, nil
+		return quick.Conn(conn), nil
 	}
 	return dialProxy(ctx, d, via, u.Host, timeout)
 }
