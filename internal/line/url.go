@@ -49,6 +49,9 @@ func schemes() []scheme {
 // named after its address.
 func ParseURL(s string) (config.Bus, error) {
 	u, err := url.Parse(s)
+	if host, port, split := strings.Cut(s, ":"); split && host != "" && port != "" && strings.Trim(port, "0123456789") == "" {
+		return config.Bus{}, fmt.Errorf("%q has no scheme; write tcp://%s", s, s)
+	}
 	if err != nil {
 		return config.Bus{}, fmt.Errorf("%q is no URL: %w", s, errors.Unwrap(err))
 	}

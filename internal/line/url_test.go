@@ -60,7 +60,8 @@ func TestParseURL(t *testing.T) {
 func TestParseURLErrors(t *testing.T) {
 	tests := []struct{ url, want string }{
 		{"", "no known scheme"},
-		{"10.0.0.10:502", "no URL"},
+		{"10.0.0.10:502", `"10.0.0.10:502" has no scheme; write tcp://10.0.0.10:502`},
+		{"plc:502", `"plc:502" has no scheme; write tcp://plc:502`},
 		{"/dev/ttyUSB0", "rtu:///dev/ttyUSB0"},
 		{"http://10.0.0.10", "known: tcp udp rtu ascii"},
 		{"tcp://", "tcp://HOST:PORT"},
