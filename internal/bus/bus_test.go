@@ -87,8 +87,8 @@ func TestPollsKeepTheirInterval(t *testing.T) {
 			}
 			slots[slot]++
 		}
-		if len(slots) != 5 {
-			t.Errorf("5 devices use the slots %v, want one each", slots)
+		if len(slots) != int(second)/int(slotWidth) {
+			t.Errorf("5 devices use the slots %v, want all of them", slots)
 		}
 		for _, d := range r.bus.Status().Devices {
 			if d.Polls.Missed != 0 || d.Polls.LateMax > time.Millisecond || d.Polls.Failed != 0 || d.Polls.Begun < 60 {
@@ -297,7 +297,7 @@ func TestInFlight(t *testing.T) {
 				if n := len(w.requests(0)); n < 300*tt.want-tt.want {
 					t.Errorf("%d requests in 3 s, want %d", n, 300*tt.want)
 				}
-				if polls := r.device("b").Polls; polls.Begun < 3 || polls.Missed > 0 {
+				if polls := r.device("b").Polls; polls.Begun < 2 || polls.Missed > 0 { // the first two may be 1.5 s apart
 					t.Errorf("timed polls %+v", polls)
 				}
 				for _, b := range r.since(0) {

@@ -68,8 +68,10 @@ const (
 // fast as possible, probes. Since it is the same for all of them, they take turns.
 const unhurried = time.Second
 
-// slotWidth is the distance of the start slots of polls.
-const slotWidth = 125 * time.Millisecond
+// slotWidth is the distance of the start slots of polls. What a poll costs is
+// mostly what it costs to wake up for it, the processor's caches included: with
+// 100 devices at one second it is 0.86 µs a point, with 125 ms 1.36.
+const slotWidth = 250 * time.Millisecond
 
 // device is one unit of a bus. It belongs to Run's goroutine, but for tally.
 type device struct {
