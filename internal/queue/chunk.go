@@ -54,8 +54,10 @@ type chunk struct {
 	live    int // records that are not gone
 }
 
-func newChunk(first uint64, need int) *chunk {
-	return &chunk{first: first, bytes: make([]byte, 0, max(chunkBytes, need))}
+// newChunk returns a chunk with room for a record of need bytes, and for about
+// as many records as there are in the one before.
+func newChunk(first uint64, need, records int) *chunk {
+	return &chunk{first: first, bytes: make([]byte, 0, max(chunkBytes, need)), records: make([]record, 0, records+records/8)}
 }
 
 // fits reports whether m has room in the chunk.

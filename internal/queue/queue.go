@@ -87,7 +87,7 @@ func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) 
 		wake:  make(chan struct{}, 1),
 		ends:  make(chan struct{}),
 	}
-	q.chunks = []*chunk{newChunk(1, 0)}
+	q.chunks = []*chunk{newChunk(1, 0, 0)}
 	return q, nil
 }
 
@@ -186,7 +186,7 @@ func (q *Queue) add(m mqtt.Message, wall time.Time, at time.Duration) bool {
 		if last.live == 0 {
 			last.bytes = nil
 		}
-		last = newChunk(last.first+uint64(len(last.records)), recordHeader+len(m.Topic)+len(m.Payload))
+		last = newChunk(last.first+uint64(len(last.records)), recordHeader+len(m.Topic)+len(m.Payload), len(last.records))
 		q.chunks = append(q.chunks, last)
 		q.trim()
 	}
