@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,29 +19,41 @@ import (
 // above what is live costs 1 µs a message; with batches it is hardly to be measured.
 const steadyGC = 20
 
-// The collector's rest during the start: reading a configuration makes much
-// garbage once, and a collection would only delay the first values. It ends
-// startLasts after everything runs, when most devices have had their first
-// polls, or once the process has startMemory, which takes some 20,000 points.
+// The collector rests during the start: reading a configuration makes much
+// garbage once, and a collection would only delay the first values. The rest
+// ends startLasts after everything runs, when most devices have had their first
+// polls. Before that, restGC puts the first collection at 64 MiB, which takes
+// some 20,000 points (GOGC counts from 4 MiB at least), and those after it come
+// at the usual pace, busyGC.
 const (
-	startLasts  = 2 * time.Second
-	startMemory = 64 << 20
+	startLasts = 2 * time.Second
+	restGC     = 1600
+	busyGC     = 100
 )
 
 // quickStart lets the collector rest. What it returns is to be called when
 // everything runs: it waits until the start is over and settles, or returns
 // early when ctx ends.
 func quickStart() (settleLater func(ctx context.Context)) {
-	limit := debug.SetMemoryLimit(-1) // GOMEMLIMIT, mostly none
-	debug.SetMemoryLimit(min(limit, startMemory))
-	debug.SetGCPercent(-1)
+	debug.SetGCPercent(restGC)
+	var mu sync.Mutex
+	settled := false
+	set := func(percent int, last bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !settled {
+			settled = last
+			debug.SetGCPercent(percent)
+		}
+	}
+	type garbage struct{ _ *byte }
+	runtime.AddCleanup(new(garbage), func(int) { set(busyGC, false) }, 0) // after the first collection
 	return func(ctx context.Context) {
 		over := time.NewTimer(startLasts)
 		defer over.Stop()
 		select {
 		case <-over.C:
-			debug.SetGCPercent(steadyGC)
-			debug.SetMemoryLimit(limit)
+			set(steadyGC, true)
 			settle()
 		case <-ctx.Done():
 		}
