@@ -48,8 +48,8 @@ func (m Message) Check() error {
 // embedded broker.
 //
 // Deliver takes msgs in order and returns once the sink answers for them. It
-// never waits for a network peer. It keeps no reference to the msgs slice; it
-// may keep the payloads. A message that Check refuses is left out and named in
+// never waits for a network peer. It keeps neither the msgs slice nor a payload:
+// their memory is used again. A message that Check refuses is left out and named in
 // the error, which wraps ErrInvalid; the others are taken all the same. A sink
 // that is closed takes nothing and says so. It is safe for use by several
 // goroutines. Package sinktest holds every Sink to this.

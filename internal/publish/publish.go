@@ -253,27 +253,17 @@ func (p *Publisher) watch(feed *pipeline.Feed) {
 	}
 }
 
-// flush delivers what the steps since the last one have to say. Payloads share
-// memory by the piece: one allocation for many, yet a message that a sink keeps
-// for long, as a retained one, does not keep much more than itself.
+// flush delivers what the steps since the last one have to say.
 func (p *Publisher) flush(ctx context.Context) {
 	if len(p.out) == 0 {
 		return
 	}
-	const pieceSize = 8 << 10
 	p.messages.Add(uint64(len(p.out)))
 	p.bytes.Add(uint64(len(p.buf)))
-	var piece []byte
-	start := 0 // of piece in buf
 	for i := range p.out {
 		o := &p.out[i]
-		if o.to > start+len(piece) {
-			start = o.from
-			piece = slices.Clone(p.buf[start:max(o.to, min(start+pieceSize, len(p.buf)))])
-		}
 		f := o.stream.rule.form
-		payload := piece[o.from-start : o.to-start : o.to-start]
-		msg := mqtt.Message{Topic: o.topic, Payload: payload, QoS: f.rule.QoS, Retain: f.rule.Retain}
+		msg := mqtt.Message{Topic: o.topic, Payload: p.buf[o.from:o.to:o.to], QoS: f.rule.QoS, Retain: f.rule.Retain}
 		for _, s := range o.stream.rule.sinks {
 			p.sinks[s].msgs = append(p.sinks[s].msgs, msg)
 		}

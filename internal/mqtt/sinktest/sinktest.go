@@ -67,12 +67,24 @@ func Run(t *testing.T, open func(t *testing.T) Peer) {
 		same(t, p, p.Received(t, len(want)), want)
 	})
 
-	t.Run("the slice of messages is the caller's again", func(t *testing.T) {
+	t.Run("messages and payloads are the caller's again", func(t *testing.T) {
 		p := open(t)
-		msgs := []mqtt.Message{{Topic: "sinktest/a", Payload: []byte("1")}, {Topic: "sinktest/b", Payload: []byte("2")}}
-		want := append([]mqtt.Message(nil), msgs...)
-		deliver(t, p, msgs...)
-		clear(msgs)
+		var want []mqtt.Message
+		buf := make([]byte, 4)
+		msgs := make([]mqtt.Message, 2)
+		for i := range 100 {
+			for k := range msgs {
+				payload := buf[2*k : 2*k+2]
+				payload[0], payload[1] = byte(i), byte(k)
+				msgs[k] = mqtt.Message{Topic: fmt.Sprintf("sinktest/again/%d", k), Payload: payload, QoS: uint8(k), Retain: i%10 == 0}
+				m := msgs[k]
+				m.Payload = bytes.Clone(payload)
+				want = append(want, m)
+			}
+			deliver(t, p, msgs...)
+			clear(msgs)
+			clear(buf)
+		}
 		same(t, p, p.Received(t, len(want)), want)
 	})
 
