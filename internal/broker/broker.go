@@ -96,13 +96,15 @@ type receiver struct {
 	canceled bool
 }
 
-// call hands m over unless the subscription was canceled.
-func (r *receiver) call(m mqtt.Message, reply func(mqtt.Message)) {
+// call hands m over unless the subscription was canceled. It returns what
+// Handler does.
+func (r *receiver) call(m mqtt.Message, from mqtt.Origin) (safe <-chan struct{}) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if !r.canceled {
-		r.handle(m, reply)
+	if r.canceled {
+		return nil
 	}
+	return r.handle(m, from)
 }
 
 type counters struct {
@@ -423,8 +425,8 @@ func (b *Broker) pace() {
 
 // Subscribe calls handle with each message that a client publishes, by itself
 // or by its will, on a topic that filter matches, before the client is sent its
-// acknowledgement; and first, with Retain set, with the messages of clients
-// that are retained for it. The gateway's own messages are not handed out. handle
+// acknowledgement, which waits for what handle returns; and first, with Retain
+// set and no client, with the messages of clients that are retained for it. The gateway's own messages are not handed out. handle
 // runs in the client's goroutine, for several clients at once, and must not
 // block; its reply publishes as Deliver does. cancel, which handle must not
 // call, waits for calls under way; none begins after it. The error wraps
@@ -440,7 +442,7 @@ func (b *Broker) Subscribe(filter mqtt.Filter, handle mqtt.Handler) (cancel func
 	b.change(func(rs []*receiver) []*receiver { return append(rs, r) })
 	for topic, pk := range b.server.Topics.Retained.GetAll() {
 		if pk.Origin != mochi.InlineClientId && filter.Match(topic) {
-			r.call(mqtt.Message{Topic: topic, Payload: slices.Clone(pk.Payload), QoS: pk.FixedHeader.Qos, Retain: true}, b.reply)
+			r.call(mqtt.Message{Topic: topic, Payload: slices.Clone(pk.Payload), QoS: pk.FixedHeader.Qos, Retain: true}, b.origin(nil))
 		}
 	}
 	return func() {

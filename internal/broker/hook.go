@@ -12,6 +12,7 @@ import (
 	mochi "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 )
 
@@ -423,7 +424,14 @@ func (h *hook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, e
 		return pk, nil
 	}
 	h.b.count.in.Add(1)
-	h.b.handOut(&pk)
+	for _, safe := range h.b.handOut(&pk, h.b.origin(cl)) {
+		if g := guardOf(cl); g != nil && pk.FixedHeader.Qos > 0 {
+			select {
+			case <-safe:
+			case <-g.dead:
+			}
+		}
+	}
 	if pk.FixedHeader.Retain && len(pk.Payload) > 0 && h.b.server.Topics.Retained.Len() >= maxRetained {
 		if _, has := h.b.server.Topics.Retained.Get(pk.TopicName); !has {
 			pk.FixedHeader.Retain = false
@@ -444,15 +452,31 @@ func (h *hook) OnWill(cl *mochi.Client, w mochi.Will) (mochi.Will, error) {
 }
 
 // OnWillSent hands out a will, which does not come by OnPublish.
-func (h *hook) OnWillSent(_ *mochi.Client, pk packets.Packet) { h.b.handOut(&pk) }
+func (h *hook) OnWillSent(cl *mochi.Client, pk packets.Packet) { h.b.handOut(&pk, h.b.origin(cl)) }
 
-// handOut gives a client's message to the handlers that want it.
-func (b *Broker) handOut(pk *packets.Packet) {
+// origin is the origin of cl's messages; cl may be nil.
+func (b *Broker) origin(cl *mochi.Client) mqtt.Origin {
+	o := mqtt.Origin{Via: config.Local, Reply: b.reply}
+	if cl != nil {
+		o.User, o.Client = string(cl.Properties.Username), cl.ID
+	}
+	return o
+}
+
+// handOut gives a client's message to the handlers that want it, and returns
+// what it waits for before it is acknowledged.
+func (b *Broker) handOut(pk *packets.Packet, from mqtt.Origin) (waits []<-chan struct{}) {
+	from.Kept = pk.FixedHeader.Retain
 	for _, r := range *b.handlers.Load() {
-		if r.filter.Match(pk.TopicName) {
-			r.call(mqtt.Message{Topic: pk.TopicName, Payload: pk.Payload, QoS: pk.FixedHeader.Qos}, b.reply)
+		if !r.filter.Match(pk.TopicName) {
+			continue
+		}
+		safe := r.call(mqtt.Message{Topic: pk.TopicName, Payload: pk.Payload, QoS: pk.FixedHeader.Qos}, from)
+		if safe != nil {
+			waits = append(waits, safe)
 		}
 	}
+	return waits
 }
 
 // OnPublishDropped is a message that a client did not get because too much

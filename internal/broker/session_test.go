@@ -433,9 +433,10 @@ func TestHandlers(t *testing.T) {
 	p.publish("cmd/retained", "before", 1, true)
 	b.deliver(t, "cmd/ours", "retained by the gateway", 0, true)
 	got := make(chan mqtt.Message, 100)
-	cancel, err := b.Subscribe("cmd/#", func(m mqtt.Message, reply func(mqtt.Message)) {
+	cancel, err := b.Subscribe("cmd/#", func(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
 		got <- m
-		reply(mqtt.Message{Topic: "ack/" + m.Topic, Payload: m.Payload})
+		from.Reply(mqtt.Message{Topic: "ack/" + m.Topic, Payload: m.Payload})
+		return nil
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -357,7 +357,7 @@ func (b *Broker) publishWill(w *mochi.Will) {
 		b.log.Error("will not published", "topic", w.TopicName, "err", err)
 		return
 	}
-	b.handOut(&packets.Packet{TopicName: w.TopicName, Payload: w.Payload, FixedHeader: packets.FixedHeader{Qos: w.Qos}})
+	b.handOut(&packets.Packet{TopicName: w.TopicName, Payload: w.Payload, FixedHeader: packets.FixedHeader{Qos: w.Qos, Retain: w.Retain}}, b.origin(nil))
 }
 
 // OnQosPublish notes a message that waits for an acknowledgement. One for

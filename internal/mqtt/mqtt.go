@@ -57,7 +57,18 @@ type Sink interface {
 	Deliver(ctx context.Context, msgs ...Message) error
 }
 
+// Origin is where a message came from, and the way back.
+type Origin struct {
+	Via    string        // name of the uplink, or "local" for the embedded broker
+	User   string        // at the embedded broker; "" for an anonymous client, and upstream
+	Client string        // client id at the embedded broker, "" upstream
+	Kept   bool          // its sender asked the embedded broker to retain it; Message.Retain is true only for one that was retained before
+	Reply  func(Message) // publishes an answer there; it never blocks
+}
+
 // Handler receives a message from a broker. It must not block: it is called
-// from the connection's own reader. reply publishes an answer to where the
-// message came from. msg.Payload is the handler's to keep.
-type Handler func(msg Message, reply func(Message))
+// from the connection's own reader. msg.Payload is the handler's to keep.
+//
+// safe is nil, or closed once the message can be acknowledged to its sender:
+// it is on disk, or done with. Until then no PUBACK or PUBREC is sent for it.
+type Handler func(msg Message, from Origin) (safe <-chan struct{})

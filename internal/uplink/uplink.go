@@ -213,7 +213,8 @@ func (u *Uplink) connect(ctx context.Context) (*Conn, string, error) {
 		o.Will = &u.will
 	}
 	if u.handler != nil {
-		o.Handler = func(m mqtt.Message) { u.handler(m, u.reply) }
+		from := mqtt.Origin{Via: u.cfg.Name, Reply: u.reply}
+		o.Handler = func(m mqtt.Message) { u.handler(m, from) }
 	}
 	var texts []string
 	worst := &Fault{}

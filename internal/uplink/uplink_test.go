@@ -787,9 +787,10 @@ func TestHandlerAndReply(t *testing.T) {
 	})
 	got := make(chan mqtt.Message, 10)
 	r := run(t, settings(b.url()), func(u *Uplink) {
-		u.handler = func(m mqtt.Message, reply func(mqtt.Message)) {
-			reply(mqtt.Message{Topic: m.Topic + "/ack", QoS: 1})
+		u.handler = func(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
+			from.Reply(mqtt.Message{Topic: m.Topic + "/ack", QoS: 1})
 			got <- m
+			return nil
 		}
 	})
 	if m := <-got; m.Topic != "cmd/x" || string(m.Payload) != "55" || m.QoS != 1 {
