@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"fieldgate/internal/config/yamltree"
 )
@@ -63,11 +62,6 @@ func (r *resolver) uplink(u *named[rawUplink], up *Uplink) {
 	if up.Username == "" && !up.Password.IsZero() {
 		r.keyFault(u.at, "password", "stands without username, which MQTT 3.1.1 forbids; add username")
 	}
-	if _, m := u.at.Get("queue"); m != nil && m.Kind == yamltree.Map {
-		r.in("queue")
-		r.queueInMemory(m, up.Queue)
-		r.out()
-	}
 	_, m := u.at.Get("tls")
 	if m == nil || m.Kind != yamltree.Map {
 		return
@@ -91,27 +85,6 @@ func (r *resolver) uplink(u *named[rawUplink], up *Uplink) {
 		r.keyFault(m, "key", "a PKCS#12 file holds its key; remove this")
 	case (ext == ".pem" || ext == ".crt" || c.Key != "") && !c.Password.IsZero():
 		r.keyFault(m, "password", "is only for PKCS#12 files (.p12, .pfx); remove it")
-	}
-}
-
-// queueInMemory warns of what a queue does not do while it is in memory, and was
-// asked for: the defaults are not.
-func (r *resolver) queueInMemory(m *node, q Queue) {
-	for _, k := range []struct {
-		name  string
-		asked bool
-		text  string
-	}{
-		{"max_bytes", q.MaxBytes > QueueInMemory && q.MaxBytes != 256<<20, "the queue is in memory in this version, and holds " + formatSize(QueueInMemory) + " at most"},
-		{"commit", q.Commit != time.Second, "has no effect in this version yet: the queue is in memory, and a power cut loses all of it"},
-		{"order", q.LiveFirst, "live_first has no effect in this version yet: messages go in order"},
-		{"rate", q.Rate > 0, "has no effect in this version yet: what has waited goes as fast as the broker takes it"},
-	} {
-		if at, _ := m.Get(k.name); at != nil && k.asked {
-			r.in(k.name)
-			r.warnf(at, "%s", k.text)
-			r.out()
-		}
 	}
 }
 

@@ -221,10 +221,6 @@ type UplinkTLS struct {
 	Insecure   bool
 }
 
-// QueueInMemory is the most bytes that a queue holds, whatever MaxBytes says,
-// while it all is in memory: a small gateway has 512 MB of that.
-const QueueInMemory = 64 << 20
-
 // Queue is what waits for one uplink.
 type Queue struct {
 	MaxBytes   int64

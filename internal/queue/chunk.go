@@ -9,19 +9,22 @@ import (
 
 // A message waits as one record of bytes in a chunk, not as Go values of its
 // own: a backlog of a million messages is then some thousand pieces of memory
-// without a pointer in them, which the garbage collector need not walk.
+// without a pointer in them, which the garbage collector need not walk, and
+// what goes to the file is there as it is.
 //
+//	crc     4 bytes  room for the checksum that the file wants; not part of the record
 //	flags   1 byte   QoS in bits 0-1, retain in bit 2
-//	time    8 bytes  big endian, Unix nanoseconds at which it was taken
+//	time    6 bytes  big endian, Unix milliseconds at which it was taken
 //	topic   2 bytes  length, then the topic
 //	payload          the rest
-const recordHeader = 1 + 8 + 2
+const recordHeader = 1 + 6 + 2
 
 const (
 	chunkBytes = 16 << 10 // a chunk is closed when the next record does not fit
+	chunkSpan  = 1 << 10  // and covers no more sequence numbers than this
 
 	// overhead is what a message costs beside its topic and payload, counted
-	// against max_bytes: the record's header and its place in the index.
+	// against max_bytes: the record's header and its place in the index or file.
 	overhead = 40
 )
 
@@ -34,35 +37,56 @@ type state uint8
 const (
 	waiting state = iota // not handed out since the last Rewind
 	handed               // handed out by Next, not done
-	gone                 // done, dropped or expired
+	gone                 // done, dropped, expired or never there
 )
 
 // record is the place of one message in its chunk.
 type record struct {
 	at    time.Duration // when it was taken, on the queue's monotonic clock
-	off   uint32
-	len   uint32
+	off   uint32        // of its crc
+	len   uint32        // crc included
 	state state
 }
 
 // chunk holds messages with consecutive sequence numbers. Its bytes are
-// written once and never changed, so an Entry may point into them.
+// written once and never changed (but for the crc, which only the file looks
+// at), so an Entry may point into them. A chunk whose messages are all in the
+// file may be away: its bytes and records are given back, and read again when
+// it is its turn.
 type chunk struct {
-	first   uint64 // sequence number of records[0]
-	records []record
-	bytes   []byte
-	live    int // records that are not gone
+	first uint64 // sequence number of records[0]
+	n     int    // sequence numbers it covers
+	live  int    // messages in it that are not gone
+	size  int64  // what they count against max_bytes
+	out   int    // messages in it that are handed out
+
+	oldest, newest time.Duration // when the first and the last of it were taken
+
+	away    bool
+	records []record // nil while away
+	bytes   []byte   // nil while away
+	done    []bool   // while away: which of the n are gone; nil if none was
 }
 
-// newChunk returns a chunk with room for a record of need bytes, and for about
-// as many records as there are in the one before.
-func newChunk(first uint64, need, records int) *chunk {
-	return &chunk{first: first, bytes: make([]byte, 0, max(chunkBytes, need)), records: make([]record, 0, records+records/8)}
+func newChunk(first uint64, need int) *chunk {
+	return &chunk{first: first, bytes: make([]byte, 0, max(chunkBytes, need))}
 }
+
+// memory is what the chunk takes while it is not away.
+func (c *chunk) memory() int64 {
+	const perRecord = 24
+	return int64(cap(c.bytes)) + int64(cap(c.records))*perRecord
+}
+
+// end is the sequence number after the last that the chunk covers.
+func (c *chunk) end() uint64 { return c.first + uint64(c.n) }
+
+// need is the room that m takes in a chunk.
+func need(m mqtt.Message) int { return crcBytes + recordHeader + len(m.Topic) + len(m.Payload) }
 
 // fits reports whether m has room in the chunk.
 func (c *chunk) fits(m mqtt.Message) bool {
-	return len(c.bytes)+recordHeader+len(m.Topic)+len(m.Payload) <= cap(c.bytes)
+	return len(c.bytes)+need(m) <= cap(c.bytes) && c.n < chunkSpan
 }
 
 // add appends m, which must fit.
@@ -72,24 +96,51 @@ func (c *chunk) add(m mqtt.Message, wall time.Time, at time.Duration) {
 	if m.Retain {
 		flags |= 1 << 2
 	}
-	b := append(c.bytes, flags)
-	b = binary.BigEndian.AppendUint64(b, uint64(wall.UnixNano()))
+	b := append(c.bytes, 0, 0, 0, 0, flags)
+	ms := uint64(max(0, wall.UnixMilli()))
+	b = binary.BigEndian.AppendUint16(b, uint16(ms>>32))
+	b = binary.BigEndian.AppendUint32(b, uint32(ms))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(m.Topic)))
 	b = append(b, m.Topic...)
 	b = append(b, m.Payload...)
 	c.bytes = b
-	c.records = append(c.records, record{at: at, off: uint32(off), len: uint32(len(b) - off)})
+	c.append(record{at: at, off: uint32(off), len: uint32(len(b) - off)})
+}
+
+// append takes in a record that is in bytes already and is not gone.
+func (c *chunk) append(r record) {
+	c.records = append(c.records, r)
+	c.n = len(c.records)
+	if c.live == 0 {
+		c.oldest = r.at
+	}
+	c.newest = r.at
 	c.live++
+	c.size += r.size()
+}
+
+// size is what the record counts against max_bytes.
+func (r record) size() int64 { return int64(r.len) - crcBytes - recordHeader + overhead }
+
+// wellFormed reports whether b is a record as add writes it.
+func wellFormed(b []byte) bool {
+	return len(b) >= recordHeader && len(b) >= recordHeader+int(binary.BigEndian.Uint16(b[7:])) && b[0]&3 <= 2 && b[0]>>3 == 0
+}
+
+// wallTime is when the record b was taken.
+func wallTime(b []byte) time.Time {
+	ms := int64(binary.BigEndian.Uint16(b[1:]))<<32 | int64(binary.BigEndian.Uint32(b[3:]))
+	return time.UnixMilli(ms).UTC()
 }
 
 // entry reads record i. Its payload points into the chunk.
 func (c *chunk) entry(i int) Entry {
 	r := c.records[i]
-	b := c.bytes[r.off : r.off+r.len : r.off+r.len]
-	n := int(binary.BigEndian.Uint16(b[9:]))
+	b := c.bytes[r.off+crcBytes : r.off+r.len : r.off+r.len]
+	n := int(binary.BigEndian.Uint16(b[7:]))
 	return Entry{
 		Seq:  c.first + uint64(i),
-		Time: time.Unix(0, int64(binary.BigEndian.Uint64(b[1:]))).UTC(),
+		Time: wallTime(b),
 		Message: mqtt.Message{
 			Topic:   string(b[recordHeader : recordHeader+n]),
 			Payload: b[recordHeader+n:],
@@ -99,5 +150,55 @@ func (c *chunk) entry(i int) Entry {
 	}
 }
 
-// size is what record i counts against max_bytes.
-func (c *chunk) size(i int) int64 { return int64(c.records[i].len) - recordHeader + overhead }
+// putAway gives the chunk's memory back; all that is live must be in the file,
+// and nothing handed out.
+func (c *chunk) putAway() {
+	if c.live < c.n {
+		c.done = make([]bool, c.n)
+		for i, r := range c.records {
+			c.done[i] = r.state == gone
+		}
+	}
+	c.away, c.records, c.bytes = true, nil, nil
+}
+
+// fetched is what load has read for a chunk that is away.
+type fetched struct {
+	records []record
+	bytes   []byte
+}
+
+// take appends a record that was read from the file; gaps are gone.
+func (f *fetched) take(first, seq uint64, b []byte, at time.Duration) {
+	for uint64(len(f.records)) < seq-first {
+		f.records = append(f.records, record{state: gone})
+	}
+	off := len(f.bytes)
+	f.bytes = append(f.bytes, 0, 0, 0, 0)
+	f.bytes = append(f.bytes, b...)
+	f.records = append(f.records, record{at: at, off: uint32(off), len: uint32(len(f.bytes) - off)})
+}
+
+// bringBack ends away with what was read. It returns how many messages, and
+// how much of what they counted, are missing.
+func (c *chunk) bringBack(f fetched) (lost int, lostSize int64) {
+	for len(f.records) < c.n {
+		f.records = append(f.records, record{state: gone})
+	}
+	live, size := 0, int64(0)
+	for i := range f.records {
+		r := &f.records[i]
+		if c.done != nil && c.done[i] {
+			r.state = gone
+		}
+		if r.state != gone {
+			r.at = min(max(r.at, c.oldest), c.newest)
+			live++
+			size += r.size()
+		}
+	}
+	lost, lostSize = c.live-live, c.size-size
+	c.live, c.size = live, size
+	c.away, c.records, c.bytes, c.done = false, f.records, f.bytes, nil
+	return lost, lostSize
+}

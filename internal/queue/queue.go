@@ -3,8 +3,12 @@
 // newest) dropped and counted when it is full. It sends nothing; uplink takes
 // messages with Next and says Done for each one that has arrived.
 //
-// What waits is in memory: a queue lives through every loss of the uplink, and
-// ends with the process.
+// Messages are in memory first. What is still there when it is as old as
+// "commit" goes to a file, all of it in one transaction; so nothing is written
+// while the uplink is healthy, and a power cut loses at most the last commit
+// interval, never the order and never an older message. What the file cannot
+// take (it is full, read-only, damaged, slow) stays in memory, within a bound;
+// a fault of the file delays and counts, but stops nobody.
 //
 // The types are Queue, which is an mqtt.Sink, and Entry.
 package queue
@@ -14,7 +18,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sort"
 	"sync"
 	"time"
 
@@ -25,33 +28,52 @@ import (
 // ErrClosed is what every call answers after Close.
 var ErrClosed = errors.New("queue is closed")
 
-// lookEvery is how often Run looks for messages past their age and for a
-// change between full and not.
-const lookEvery = time.Second
+// bounds are those of one queue with a file.
+type bounds struct {
+	most int64 // of memory, also when the file takes nothing
+	keep int64 // of what is in the file too
+	full int64 // unwritten messages that are written before their time
 
-// calm is how long nothing must have been dropped before the queue counts as
-// no longer full.
-const calm = 10 * time.Second
+	pause time.Duration // after a fault of the file, doubled with each up to pauseMost
+}
+
+// usual is what fits a machine with 512 MB and several uplinks.
+func usual() bounds {
+	return bounds{most: 8 << 20, keep: 2 << 20, full: 2 << 20, pause: 5 * time.Second}
+}
+
+// bareMost bounds a queue without a file, whatever max_bytes says.
+const bareMost = 64 << 20
+
+// defaultBytes is SPEC's max_bytes, for a configuration without one.
+const defaultBytes = 256 << 20
 
 // Entry is a message that waits, with its place in the order.
 type Entry struct {
-	Seq          uint64    // from 1, rises by one with each message that the queue took
-	Time         time.Time // when the queue took it, UTC
+	Seq          uint64    // rises by one with each message that the queue took, restarts included; never 0
+	Time         time.Time // when the queue took it, UTC, to the millisecond
 	mqtt.Message           // Payload belongs to the queue; do not change it
 }
 
-// Stats is what a queue holds and what became of the rest. Accepted = Done +
-// Dropped + Expired + Messages.
+// Stats is what a queue holds and what became of the rest. Accepted + Found =
+// Done + Dropped + Expired + Damaged + Messages.
 type Stats struct {
 	Messages int           // that wait, those handed out included
 	Bytes    int64         // what they count against max_bytes
 	Handed   int           // handed out and not yet done
 	Age      time.Duration // of the oldest, 0 for an empty queue
+	Memory   int64         // bytes of memory that they take
 
 	Accepted uint64 // taken by Deliver
-	Done     uint64 // acknowledged
+	Found    uint64 // in the file at the start
+	Done     uint64 // acknowledged, or given up by the uplink
 	Dropped  uint64 // given up because the queue was full
 	Expired  uint64 // given up because they were older than max_age
+	Damaged  uint64 // were in the file and cannot be read
+
+	Written int64  // bytes written to the file
+	Syncs   int64  // times the file was synced
+	Fault   string // why the file does not take messages now; "" if it does
 }
 
 // Queue is the messages for one uplink. It is safe for use by several
@@ -60,78 +82,64 @@ type Queue struct {
 	cfg   config.Queue
 	log   *slog.Logger
 	start time.Time // origin of the monotonic clock of records
+	store *store    // nil: memory only
+	bounds
 
 	mu     sync.Mutex
-	chunks []*chunk // never empty; the last one takes new messages
-	cur    int      // chunk and record that Next looks at first
-	rec    int
-	stats  Stats // Messages, Bytes, Handed and the counters
-	idle   bool  // Next waits for wake
+	ready  bool     // the file has been read; numbers are final
+	chunks []*chunk // by sequence number; never empty, the last one takes new messages
+	pos    uint64   // Next hands out from here on
+	live   uint64   // and, live first, from here on
+	from   uint64   // messages from here on came since the last Rewind
+	purse  purse    // what may be handed out of older ones
+	synced uint64   // messages below are in the file, or gone
+	memory int64    // of chunks
+	stats  Stats    // Messages, Bytes, Handed and the counters
+	idle   bool     // Next waits for wake
 	closed bool
+	waits  []syncWait
 
 	wake chan struct{} // holds one token when there may be work for Next
+	kick chan struct{} // holds one token when there may be work for Run
 	ends chan struct{} // closed by Close
 	out  []Entry       // what Next returned last
 }
 
-// Open makes the queue of the uplink called name. It takes the folder in which
-// a queue may keep a file, and keeps none.
+// syncWait is a call of Sync that waits for the messages below a number.
+type syncWait struct {
+	below uint64
+	safe  chan bool // has room for the one answer
+}
+
+// Open makes the queue of the uplink called name, with a file in the folder
+// dir, or without one if dir is empty. The file is opened by Run, so that
+// nothing waits for it; a file that cannot be used is put aside or done
+// without.
 func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) {
-	if cfg.MaxBytes <= 0 || cfg.MaxBytes > config.QueueInMemory {
-		cfg.MaxBytes = config.QueueInMemory
+	if cfg.MaxBytes <= 0 {
+		cfg.MaxBytes = defaultBytes
 	}
 	q := &Queue{
-		cfg:   cfg,
-		log:   log,
-		start: time.Now(),
-		wake:  make(chan struct{}, 1),
-		ends:  make(chan struct{}),
+		cfg:    cfg,
+		log:    log,
+		start:  time.Now(),
+		bounds: usual(),
+		pos:    1,
+		live:   1,
+		from:   1,
+		synced: 1,
+		wake:   make(chan struct{}, 1),
+		kick:   make(chan struct{}, 1),
+		ends:   make(chan struct{}),
 	}
-	q.chunks = []*chunk{newChunk(1, 0, 0)}
+	q.grow(newChunk(1, 0))
+	if dir == "" {
+		q.cfg.MaxBytes = min(q.cfg.MaxBytes, bareMost)
+		q.ready = true
+		return q, nil
+	}
+	q.store = newStore(dir, name, log)
 	return q, nil
-}
-
-// Run drops what is past its age and logs when the queue becomes full and when
-// that is over. It returns nil once ctx ends; Deliver, Next and Done work with
-// or without it.
-func (q *Queue) Run(ctx context.Context) error {
-	tick := time.NewTicker(lookEvery)
-	defer tick.Stop()
-	var full, aged lossLog
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-tick.C:
-			q.mu.Lock()
-			q.expire(time.Since(q.start))
-			s := q.stats
-			q.mu.Unlock()
-			full.look(q.log, now, s.Dropped, "queue is full, messages are lost", "queue has room again")
-			aged.look(q.log, now, s.Expired, "messages are older than max_age and are lost", "no more messages past max_age")
-		}
-	}
-}
-
-// lossLog logs the beginning and the end of a loss once each.
-type lossLog struct {
-	seen   uint64    // the counter at the last look
-	before uint64    // the counter when the loss began
-	last   time.Time // when the counter last rose; zero: no loss now
-}
-
-func (l *lossLog) look(log *slog.Logger, now time.Time, count uint64, began, ended string) {
-	switch {
-	case count > l.seen:
-		if l.last.IsZero() {
-			l.before = l.seen
-			log.Warn(began, "lost", count-l.seen)
-		}
-		l.seen, l.last = count, now
-	case !l.last.IsZero() && now.Sub(l.last) >= calm:
-		log.Info(ended, "lost", count-l.before)
-		l.last = time.Time{}
-	}
 }
 
 // Deliver takes msgs in order and returns at once; it copies what it keeps. A
@@ -140,18 +148,33 @@ func (l *lossLog) look(log *slog.Logger, now time.Time, count uint64, began, end
 // to make room, those that are handed out last of all; with when_full:
 // drop_newest, and for a message that is larger than the whole queue, it is
 // the new one that goes. Stats counts both; neither is an error.
-func (q *Queue) Deliver(_ context.Context, msgs ...mqtt.Message) error {
+//
+// With commit: 0 it returns once the messages are in the file or acknowledged,
+// or ctx has ended, or the file fails.
+func (q *Queue) Deliver(ctx context.Context, msgs ...mqtt.Message) error {
 	if len(msgs) == 0 {
 		return nil
 	}
-	var bad error
+	bad, err := q.take(msgs)
+	if err != nil {
+		return err
+	}
+	if q.cfg.Commit == 0 && q.store != nil {
+		// The messages are in the queue whatever comes of it.
+		if err := q.Sync(ctx); err != nil && !errors.Is(err, ErrNotSafe) {
+			bad = errors.Join(bad, err)
+		}
+	}
+	return bad
+}
+
+func (q *Queue) take(msgs []mqtt.Message) (bad, err error) {
 	now := time.Now()
 	at := now.Sub(q.start)
-
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
-		return ErrClosed
+		return nil, ErrClosed
 	}
 	took := false
 	for i := range msgs {
@@ -163,14 +186,29 @@ func (q *Queue) Deliver(_ context.Context, msgs ...mqtt.Message) error {
 			took = true
 		}
 	}
-	if took && q.idle {
-		q.idle = false
-		q.wake <- struct{}{} // has room: idle is set by Next alone, which empties it
+	if took {
+		q.rouse()
 	}
-	return bad
+	return bad, nil
 }
 
-// add appends m unless the bound stands against it, and reports whether it did.
+// rouse wakes Next if it waits.
+func (q *Queue) rouse() {
+	if q.idle {
+		q.idle = false
+		signal(q.wake)
+	}
+}
+
+// signal puts a token into c, which has room for one, unless it holds one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// add appends m unless a bound stands against it, and reports whether it did.
 func (q *Queue) add(m mqtt.Message, wall time.Time, at time.Duration) bool {
 	q.stats.Accepted++
 	n := size(m)
@@ -179,34 +217,144 @@ func (q *Queue) add(m mqtt.Message, wall time.Time, at time.Duration) bool {
 			q.stats.Dropped++
 			return false
 		}
-		q.stats.Dropped++
 	}
-	last := q.chunks[len(q.chunks)-1]
+	last := q.last()
 	if !last.fits(m) {
-		if last.live == 0 {
-			last.bytes = nil
+		fresh := newChunk(last.end(), need(m))
+		if !q.room(fresh.memory()) {
+			q.stats.Dropped++
+			return false
 		}
-		last = newChunk(last.first+uint64(len(last.records)), recordHeader+len(m.Topic)+len(m.Payload), len(last.records))
-		q.chunks = append(q.chunks, last)
+		q.memory -= last.memory()
+		if last.live == 0 {
+			last.bytes, last.records = nil, nil
+		}
+		q.memory += last.memory()
+		q.grow(fresh)
 		q.trim()
+		last = fresh
 	}
+	q.memory -= last.memory()
 	last.add(m, wall, at)
+	q.memory += last.memory()
 	q.stats.Messages++
 	q.stats.Bytes += n
 	return true
 }
 
-// dropOldest gives up the oldest message that waits, or if all are handed out
-// the oldest of those, and reports whether there was one.
+func (q *Queue) last() *chunk { return q.chunks[len(q.chunks)-1] }
+
+// next is the sequence number of the next message.
+func (q *Queue) next() uint64 { return q.last().end() }
+
+func (q *Queue) grow(c *chunk) {
+	q.chunks = append(q.chunks, c)
+	q.memory += c.memory()
+}
+
+// room makes sure that n more bytes of memory may be taken, and reports
+// whether they may: what is in the file too is put away, then, if the file does
+// not take what it should, the bounds of memory hold as those of the queue do.
+func (q *Queue) room(n int64) bool {
+	if q.store == nil {
+		return true // MaxBytes bounds it
+	}
+	if q.memory+n > q.full {
+		signal(q.kick)
+	}
+	most := max(q.most, n+q.keep) // one message may be larger than all else
+	for q.memory+n > most {
+		if q.putAway(most - n); q.memory+n <= most {
+			break
+		}
+		if q.cfg.DropNewest || !q.dropResident() {
+			return false
+		}
+	}
+	return true
+}
+
+// putAway gives memory back until no more than most is taken: the newest
+// chunks first, since the oldest are the next to be sent.
+func (q *Queue) putAway(most int64) {
+	if q.memory <= most {
+		return
+	}
+	// What Next comes to first, and after that, stays.
+	pos, _, _ := q.find(q.pos, false)
+	live, _, _ := q.find(q.live, false)
+	for i := len(q.chunks) - 2; i >= 0 && q.memory > most; i-- {
+		c := q.chunks[i]
+		if c.away || c.live == 0 || c.out > 0 || c.end() > q.synced || i == pos || i == pos+1 || i == live {
+			continue
+		}
+		q.memory -= c.memory()
+		c.putAway()
+		q.memory += c.memory()
+	}
+}
+
+// locate returns the index of the chunk that covers seq, or the next after it
+// would be; 0 for what is before all.
+func (q *Queue) locate(seq uint64) int {
+	lo, hi := 0, len(q.chunks)
+	if hi > 1 && seq < q.chunks[1].first {
+		return 0 // what is acknowledged is nearly always here
+	}
+	for hi-lo > 1 {
+		if mid := (lo + hi) / 2; q.chunks[mid].first <= seq {
+			lo = mid
+		} else {
+			hi = mid
+		}
+	}
+	return lo
+}
+
+// find returns the first message from seq on that waits, as chunk and record,
+// and false if there is none. The record is -1 if its chunk is away. If skip is
+// true chunks that are away are passed over.
+func (q *Queue) find(seq uint64, skip bool) (ci, i int, ok bool) {
+	for ci = q.locate(seq); ci < len(q.chunks); ci++ {
+		c := q.chunks[ci]
+		if c.live == c.out || c.end() <= seq || c.away && skip {
+			continue
+		}
+		if c.away {
+			return ci, -1, true
+		}
+		i = 0
+		if seq > c.first {
+			i = int(seq - c.first)
+		}
+		for ; i < len(c.records); i++ {
+			if c.records[i].state == waiting {
+				return ci, i, true
+			}
+		}
+	}
+	return 0, 0, false
+}
+
+// dropOldest gives up the oldest message that waits, or the oldest chunk of
+// them if it is away, or if all are handed out the oldest of those. It reports
+// whether there was one.
 func (q *Queue) dropOldest() bool {
-	if q.seek() {
-		q.remove(q.cur, q.rec)
+	ci, i, ok := q.find(0, false)
+	switch {
+	case ok && i < 0:
+		q.dropChunk(ci)
+		return true
+	case ok:
+		q.remove(ci, i)
+		q.stats.Dropped++
 		return true
 	}
 	for ci, c := range q.chunks {
 		for i := range c.records {
-			if c.records[i].state != gone {
+			if c.records[i].state == handed {
 				q.remove(ci, i)
+				q.stats.Dropped++
 				return true
 			}
 		}
@@ -214,39 +362,69 @@ func (q *Queue) dropOldest() bool {
 	return false
 }
 
-// seek moves the cursor to the next record that waits and reports whether
-// there is one.
-func (q *Queue) seek() bool {
-	for {
-		c := q.chunks[q.cur]
-		if c.live > 0 {
-			for ; q.rec < len(c.records); q.rec++ {
-				if c.records[q.rec].state == waiting {
-					return true
-				}
-			}
+// dropResident gives up the oldest chunk in memory that has messages waiting.
+func (q *Queue) dropResident() bool {
+	for ci, c := range q.chunks {
+		if !c.away && c.live > c.out && ci < len(q.chunks)-1 {
+			q.dropChunk(ci)
+			return true
 		}
-		if q.cur == len(q.chunks)-1 {
-			q.rec = len(c.records)
-			return false
-		}
-		q.cur, q.rec = q.cur+1, 0
 	}
+	return false
+}
+
+// dropChunk gives up what waits in a chunk.
+func (q *Queue) dropChunk(ci int) {
+	c := q.chunks[ci]
+	q.stats.Dropped += uint64(c.live - c.out)
+	q.removeWaiting(ci)
+}
+
+// removeWaiting takes what waits in a chunk out of the queue.
+func (q *Queue) removeWaiting(ci int) {
+	c := q.chunks[ci]
+	if c.away { // nothing of it is handed out
+		q.stats.Messages -= c.live
+		q.stats.Bytes -= c.size
+		c.live, c.size, c.done = 0, 0, nil
+		q.trim()
+		return
+	}
+	for i := range c.records {
+		if c.records[i].state == waiting {
+			q.settle(c, i)
+		}
+	}
+	q.buried(c)
 }
 
 // remove takes record i of chunk ci out of the queue.
 func (q *Queue) remove(ci, i int) {
 	c := q.chunks[ci]
+	q.settle(c, i)
+	q.buried(c)
+}
+
+// settle makes record i of c gone.
+func (q *Queue) settle(c *chunk, i int) {
 	r := &c.records[i]
 	if r.state == handed {
 		q.stats.Handed--
+		c.out--
 	}
 	r.state = gone
 	q.stats.Messages--
-	q.stats.Bytes -= c.size(i)
+	q.stats.Bytes -= r.size()
 	c.live--
-	if c.live == 0 && ci < len(q.chunks)-1 {
-		c.bytes = nil // entries that were handed out keep what they point to
+	c.size -= r.size()
+}
+
+// buried gives back the memory of a chunk of which nothing is left.
+func (q *Queue) buried(c *chunk) {
+	if c.live == 0 && c != q.last() {
+		q.memory -= c.memory()
+		c.bytes, c.records = nil, nil // entries that were handed out keep what they point to
+		q.memory += c.memory()
 	}
 	q.trim()
 }
@@ -258,13 +436,31 @@ func (q *Queue) trim() {
 		q.chunks[n] = nil
 		n++
 	}
-	if n == 0 {
-		return
-	}
 	q.chunks = q.chunks[n:]
-	if q.cur -= n; q.cur < 0 {
-		q.cur, q.rec = 0, 0
+}
+
+// head is the sequence number of the oldest message, or of the next if there
+// is none.
+func (q *Queue) head() uint64 {
+	for _, c := range q.chunks {
+		if c.live == 0 {
+			continue
+		}
+		if c.away {
+			for i := range c.done {
+				if !c.done[i] {
+					return c.first + uint64(i)
+				}
+			}
+			return c.first
+		}
+		for i, r := range c.records {
+			if r.state != gone {
+				return c.first + uint64(i)
+			}
+		}
 	}
+	return q.next()
 }
 
 // expire drops what waits and was taken longer than max_age before now.
@@ -272,68 +468,147 @@ func (q *Queue) expire(now time.Duration) {
 	if q.cfg.MaxAge <= 0 {
 		return
 	}
-	for q.seek() && now-q.chunks[q.cur].records[q.rec].at > q.cfg.MaxAge {
-		q.remove(q.cur, q.rec)
-		q.stats.Expired++
+	limit := now - q.cfg.MaxAge
+	for {
+		ci, i, ok := q.find(0, false)
+		if !ok {
+			return
+		}
+		c := q.chunks[ci]
+		switch {
+		case i < 0 && c.newest < limit: // the whole of it
+			q.stats.Expired += uint64(c.live)
+			q.removeWaiting(ci)
+		case i >= 0 && c.records[i].at < limit:
+			q.remove(ci, i)
+			q.stats.Expired++
+		default:
+			return
+		}
 	}
 }
 
-// Next returns up to max messages in order, the oldest that have not been
+// Next returns up to most messages in order, the oldest that have not been
 // handed out since the last Rewind. If there is none it waits for one, until
 // ctx ends (ctx's error) or Close (ErrClosed); what is there is returned even
 // if ctx has ended. The slice is valid until the next call.
-func (q *Queue) Next(ctx context.Context, max int) ([]Entry, error) {
+//
+// With order: live_first, messages that came after the last Rewind go before
+// older ones; with a rate, older ones are handed out no faster than that.
+func (q *Queue) Next(ctx context.Context, most int) ([]Entry, error) {
 	for {
-		if out, err := q.take(max); err != nil || len(out) > 0 {
-			return out, err
+		q.mu.Lock()
+		wait, fetch, err := q.collect(most, time.Now())
+		q.mu.Unlock()
+		if err != nil || len(q.out) > 0 {
+			return q.out, err
 		}
-		select {
-		case <-q.wake:
-		case <-q.ends:
-			return nil, ErrClosed
-		case <-ctx.Done():
-			return nil, ctx.Err()
+		if fetch != nil {
+			q.fetch(fetch)
+			continue
+		}
+		if err := q.sleep(ctx, wait); err != nil {
+			return nil, err
 		}
 	}
 }
 
-func (q *Queue) take(max int) ([]Entry, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
-		return nil, ErrClosed
+// sleep waits for something to hand out, for no longer than limit if that is
+// not 0.
+func (q *Queue) sleep(ctx context.Context, limit time.Duration) error {
+	var over <-chan time.Time
+	if limit > 0 {
+		t := time.NewTimer(limit)
+		defer t.Stop()
+		over = t.C
 	}
-	q.expire(time.Since(q.start))
+	select {
+	case <-q.wake:
+	case <-over:
+	case <-q.ends:
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
+}
+
+// collect fills q.out. If nothing is there it returns the chunk that must be
+// read first, or how long to wait until the rate allows more (0: for ever).
+func (q *Queue) collect(most int, now time.Time) (wait time.Duration, fetch *chunk, err error) {
 	clear(q.out) // they hold chunks in memory
 	q.out = q.out[:0]
-	for len(q.out) < max && q.seek() {
-		c := q.chunks[q.cur]
-		c.records[q.rec].state = handed
-		q.out = append(q.out, c.entry(q.rec))
-		q.rec++
+	if q.closed {
+		return 0, nil, ErrClosed
 	}
-	q.stats.Handed += len(q.out)
-	if len(q.out) == 0 && !q.idle {
+	if q.ready {
+		q.expire(now.Sub(q.start))
+		end := ^uint64(0)
+		if q.cfg.LiveFirst {
+			q.live = max(q.live, q.from)
+			fetch = q.handOut(&q.live, end, most, nil)
+			end = q.from
+		}
+		if fetch == nil && len(q.out) < most {
+			q.purse.fill(q.cfg.Rate, now)
+			fetch = q.handOut(&q.pos, end, most, &q.purse)
+			wait = q.purse.wait(q.cfg.Rate)
+		}
+	}
+	if len(q.out) > 0 {
+		return 0, nil, nil
+	}
+	if fetch == nil && !q.idle {
 		q.idle = true
 		select {
 		case <-q.wake: // a token of an earlier wait that ended otherwise
 		default:
 		}
 	}
-	return q.out, nil
+	return wait, fetch, nil
+}
+
+// handOut appends messages that wait from *pos on and before end, and moves
+// *pos on. It returns a chunk that is away and comes next. p, if not nil, pays
+// for messages older than the last Rewind.
+func (q *Queue) handOut(pos *uint64, end uint64, most int, p *purse) *chunk {
+	skip := q.store != nil && q.store.unreadable.Load()
+	for len(q.out) < most {
+		ci, i, ok := q.find(*pos, skip)
+		if !ok {
+			return nil
+		}
+		c := q.chunks[ci]
+		if i < 0 {
+			if c.first >= end {
+				return nil
+			}
+			return c
+		}
+		seq := c.first + uint64(i)
+		if seq >= end || p != nil && seq < q.from && !p.pay(q.cfg.Rate, c.records[i].size()) {
+			return nil
+		}
+		c.records[i].state = handed
+		c.out++
+		q.stats.Handed++
+		q.out = append(q.out, c.entry(i))
+		*pos = seq + 1
+	}
+	return nil
 }
 
 // Rewind makes Next begin again with the oldest message that is not done. A
-// new connection begins with it: what the last one sent without an
-// acknowledgement goes again, in order.
+// connection begins and ends with it: what was sent without an acknowledgement
+// goes again, in order.
 func (q *Queue) Rewind() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
 		return
 	}
-	for _, c := range q.chunks[:q.cur+1] {
-		if c.live == 0 {
+	for _, c := range q.chunks {
+		if c.out == 0 {
 			continue
 		}
 		for i := range c.records {
@@ -341,8 +616,10 @@ func (q *Queue) Rewind() {
 				c.records[i].state = waiting
 			}
 		}
+		c.out = 0
 	}
-	q.cur, q.rec, q.stats.Handed = 0, 0, 0
+	q.stats.Handed = 0
+	q.pos, q.live, q.from = 0, 0, q.next()
 }
 
 // Done takes the messages with these sequence numbers out of the queue: they
@@ -355,20 +632,45 @@ func (q *Queue) Done(seqs ...uint64) error {
 		return ErrClosed
 	}
 	for _, seq := range seqs {
-		ci := 0
-		if next := q.chunks[0].first + uint64(len(q.chunks[0].records)); seq >= next {
-			ci = sort.Search(len(q.chunks), func(i int) bool { return q.chunks[i].first > seq }) - 1
-		}
+		ci := q.locate(seq)
 		c := q.chunks[ci]
-		if seq < c.first || seq-c.first >= uint64(len(c.records)) {
+		if seq < c.first || seq >= c.end() || c.live == 0 {
 			continue
 		}
-		if i := int(seq - c.first); c.records[i].state != gone {
+		i := int(seq - c.first)
+		switch {
+		case c.away:
+			if q.doneAway(c, i) {
+				q.stats.Done++
+			}
+		case c.records[i].state != gone:
 			q.remove(ci, i)
 			q.stats.Done++
 		}
 	}
+	if len(q.waits) > 0 {
+		q.release()
+	}
 	return nil
+}
+
+// doneAway takes message i of a chunk that is away out of the queue. What it
+// counted is not known until the chunk is back; the mean stands for it.
+func (q *Queue) doneAway(c *chunk, i int) bool {
+	if c.done == nil {
+		c.done = make([]bool, c.n)
+	}
+	if c.done[i] {
+		return false
+	}
+	c.done[i] = true
+	mean := c.size / int64(c.live)
+	c.live--
+	c.size -= mean
+	q.stats.Messages--
+	q.stats.Bytes -= mean
+	q.trim()
+	return true
 }
 
 // Stats returns what the queue holds now.
@@ -376,34 +678,59 @@ func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	s := q.stats
+	s.Memory = q.memory
+	if q.store != nil {
+		s.Written, s.Syncs, s.Fault = q.store.ledger.written.Load(), q.store.ledger.syncs.Load(), q.store.trouble()
+	}
 	for _, c := range q.chunks {
 		if c.live == 0 {
 			continue
 		}
-		for i := range c.records {
-			if c.records[i].state != gone {
-				s.Age = time.Since(q.start) - c.records[i].at
-				return s
+		at := c.oldest
+		for _, r := range c.records {
+			if r.state != gone {
+				at = r.at
+				break
 			}
 		}
+		s.Age = time.Since(q.start) - at
+		break
 	}
 	return s
 }
 
-// Close ends the queue: a waiting Next returns, and every later call answers
-// ErrClosed. Messages that are still in it are lost with the process; their
-// number is logged.
-func (q *Queue) Close() error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.closed {
-		return nil
+// purse is the allowance of the back-fill: bytes that may be handed out now.
+// It may be overdrawn once by a message larger than what is in it.
+type purse struct {
+	bytes float64
+	at    time.Time
+}
+
+// fill adds what rate bytes per second have made since the last time, up to
+// one second's.
+func (p *purse) fill(rate int64, now time.Time) {
+	if rate > 0 {
+		p.bytes = min(p.bytes+now.Sub(p.at).Seconds()*float64(rate), float64(rate))
 	}
-	q.closed = true
-	close(q.ends)
-	if q.stats.Messages > 0 {
-		q.log.Error("queue closed with messages that were not acknowledged", "lost", q.stats.Messages)
+	p.at = now
+}
+
+// pay takes n bytes out and reports whether there was anything in it.
+func (p *purse) pay(rate, n int64) bool {
+	if rate <= 0 {
+		return true
 	}
-	q.chunks, q.out = nil, nil
-	return nil
+	if p.bytes <= 0 {
+		return false
+	}
+	p.bytes -= float64(n)
+	return true
+}
+
+// wait returns how long it takes until pay says yes again; 0 if it does now.
+func (p *purse) wait(rate int64) time.Duration {
+	if rate <= 0 || p.bytes > 0 {
+		return 0
+	}
+	return time.Duration((1-p.bytes)/float64(rate)*float64(time.Second)) + time.Millisecond
 }

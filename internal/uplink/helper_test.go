@@ -68,13 +68,22 @@ var (
 // run starts an uplink; change may alter it before. It is stopped with the test.
 func run(t testing.TB, cfg config.Uplink, change func(*Uplink)) *rig {
 	t.Helper()
+	return runIn(t, "", cfg, change)
+}
+
+// runIn is run with the queue's file in dir.
+func runIn(t testing.TB, dir string, cfg config.Uplink, change func(*Uplink)) *rig {
+	t.Helper()
 	r := &rig{log: &lockedLog{}}
 	log := slog.New(slog.NewTextHandler(r.log, nil))
-	q, err := queue.Open(t.TempDir(), cfg.Name, cfg.Queue, log)
+	q, err := queue.Open(dir, cfg.Name, cfg.Queue, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.q = q
+	keeping, keep := context.WithCancel(context.Background())
+	var keeper sync.WaitGroup
+	keeper.Go(func() { _ = q.Run(keeping) }) // ended by stop
 	r.Uplink = New(cfg, q, offline, online, nil, log)
 	if change != nil {
 		change(r.Uplink)
@@ -94,6 +103,8 @@ func run(t testing.TB, cfg config.Uplink, change func(*Uplink)) *rig {
 		case <-time.After(10 * time.Second):
 			t.Error("Run does not return")
 		}
+		keep()
+		keeper.Wait()
 	}
 	t.Cleanup(func() {
 		r.stop()

@@ -185,6 +185,7 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 	if err := u.greet(ctx, c); err != nil {
 		return 0, err
 	}
+	u.q.Rewind() // what comes from now on is live, what waits is back-fill
 	start := time.Now()
 	s := u.setStatus(Status{Connected: true, Word: c.State.Word, URL: shown, Version: c.State.Version, Cipher: c.State.Cipher})
 	u.news.connected(s)

@@ -1,0 +1,404 @@
+package queue
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// ErrCorrupt is wrapped by errors about a queue's file that cannot be used.
+var ErrCorrupt = errors.New("file is damaged")
+
+// The file is a bbolt database with one bucket: sequence number (8 bytes, big
+// endian) → CRC-32C of key and record (4 bytes, big endian), record.
+const (
+	bucketName = "messages"
+	crcBytes   = 4
+
+	// txRecords and txBytes bound one transaction, which bbolt builds in memory.
+	txRecords = 20_000
+	txBytes   = 4 << 20
+
+	lockPatience = 2 * time.Second // for another process to let go of the file
+)
+
+// file is the disk under a queue. It keeps records by their sequence numbers
+// and knows nothing of messages. commit, rewrite and close are for one
+// goroutine; load may run beside them.
+//
+// Everything that touches bbolt is guarded: a page that goes bad while it is
+// open makes it panic, one that cannot be read faults. After an error that
+// wraps ErrCorrupt the file must not be used again.
+type file struct {
+	path     string
+	db       *bolt.DB
+	raw      *os.File // what db reads and writes
+	readOnly bool
+	broken   atomic.Bool // bbolt has panicked: its locks may be held for ever
+	ledger   *ledger
+}
+
+// ledger is what the flash has had to bear.
+type ledger struct {
+	written atomic.Int64 // bytes
+	syncs   atomic.Int64
+}
+
+func (l *ledger) add(bytes, syncs int64) {
+	l.written.Add(bytes)
+	l.syncs.Add(syncs)
+}
+
+// put is one record on its way to the file: crcBytes of room, then the record.
+type put struct {
+	seq   uint64
+	bytes []byte
+}
+
+// openFile opens the file at path, which must exist (fs.ErrNotExist); for
+// reading only where it may not be written. It reads all of it and calls each
+// for every record in order; ok is false for one whose checksum does not fit.
+// record is valid during the call.
+func openFile(path string, l *ledger, each func(seq uint64, record []byte, ok bool)) (*file, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: %w", path, corrupt("it is no file"))
+	}
+	look := func(f *os.File) error {
+		info, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		return inspect(f, info.Size(), func(key, value []byte) error {
+			each(binary.BigEndian.Uint64(key), value[min(crcBytes, len(value)):], sound(key, value))
+			return nil
+		})
+	}
+	f, err := mapFile(path, l, false, look)
+	if errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
+		f, err = mapFile(path, l, true, look)
+	}
+	return f, err
+}
+
+// createFile makes an empty file at path and opens it. Until it is whole and on
+// disk it has another name, so that a power cut leaves either nothing or a file.
+func createFile(path string, l *ledger) (*file, error) {
+	f, err := writeFile(path, l, nil)
+	if err != nil {
+		return nil, fmt.Errorf("create %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// writeFile makes a file with the records that fill puts into it (nil: none),
+// gives it the name path and opens it.
+func writeFile(path string, l *ledger, fill func(*bolt.Bucket) error) (*file, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	temp := path + ".new"
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	f, err := mapFile(temp, l, false, func(*os.File) error { return nil })
+	if err != nil {
+		return nil, err
+	}
+	err = guard(func() error {
+		return f.db.Update(func(tx *bolt.Tx) error {
+			b, err := tx.CreateBucketIfNotExists([]byte(bucketName))
+			if err != nil || fill == nil {
+				return err
+			}
+			return fill(b)
+		})
+	})
+	if err == nil {
+		err = f.db.Sync()
+	}
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		f.close()
+		_ = os.Remove(temp)
+		return nil, err
+	}
+	f.path = path
+	l.add(f.size(), 4)
+	return f, nil
+}
+
+// mapFile opens path with bbolt, which makes it if it does not exist. look is
+// called once the file is locked and before bbolt reads it.
+func mapFile(path string, l *ledger, readOnly bool, look func(*os.File) error) (*file, error) {
+	f := &file{path: path, readOnly: readOnly, ledger: l}
+	err := guard(func() error {
+		var err error
+		f.db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout:      lockPatience,
+			FreelistType: bolt.FreelistMapType,
+			ReadOnly:     readOnly,
+			OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
+				raw, err := os.OpenFile(path, flag, mode)
+				if err != nil {
+					return nil, err
+				}
+				if err = lockFile(raw); err == nil {
+					err = look(raw)
+				}
+				if err != nil {
+					return nil, errors.Join(err, raw.Close())
+				}
+				f.raw = raw
+				return raw, nil
+			},
+		})
+		return err
+	})
+	if err != nil {
+		if f.raw != nil {
+			f.abandon()
+		}
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	return f, nil
+}
+
+// lockFile waits a while for another process to let go of the file.
+func lockFile(f *os.File) error {
+	for deadline := time.Now().Add(lockPatience); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errLocked
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// errLocked says that another process uses the file.
+var errLocked = errors.New("another process uses it")
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// guard runs do and turns a panic, and a fault in mapped memory, into an error
+// that wraps ErrCorrupt.
+func guard(do func() error) (err error) {
+	before := debug.SetPanicOnFault(true)
+	defer debug.SetPanicOnFault(before)
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w: %v", ErrCorrupt, r)
+		}
+	}()
+	err = do()
+	if errors.Is(err, bolt.ErrInvalid) || errors.Is(err, bolt.ErrChecksum) || errors.Is(err, bolt.ErrVersionMismatch) {
+		err = fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return err
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func checksum(key, record []byte) uint32 {
+	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, record)
+}
+
+// sound reports whether a value is a record with the right checksum.
+func sound(key, value []byte) bool {
+	return len(value) >= crcBytes+recordHeader && checksum(key, value[crcBytes:]) == binary.BigEndian.Uint32(value)
+}
+
+// guarded is guard for an open file.
+func (f *file) guarded(do func() error) error {
+	err := guard(do)
+	if errors.Is(err, ErrCorrupt) {
+		f.broken.Store(true)
+	}
+	return err
+}
+
+// load calls each for the records from first to last, as openFile does.
+func (f *file) load(first, last uint64, each func(seq uint64, record []byte, ok bool)) error {
+	return f.guarded(func() error {
+		return f.db.View(func(tx *bolt.Tx) error {
+			b := tx.Bucket([]byte(bucketName))
+			if b == nil {
+				return corrupt("no bucket in it")
+			}
+			c := b.Cursor()
+			for k, v := c.Seek(binary.BigEndian.AppendUint64(nil, first)); k != nil; k, v = c.Next() {
+				if len(k) != 8 {
+					return corrupt("a key of %d bytes", len(k))
+				}
+				seq := binary.BigEndian.Uint64(k)
+				if seq < first || seq > last {
+					return nil
+				}
+				each(seq, v[min(crcBytes, len(v)):], sound(k, v))
+			}
+			return nil
+		})
+	})
+}
+
+// commit deletes the records below a sequence number and adds puts, in order
+// and above all that are there, in one transaction. It returns whether there
+// is more to delete: one transaction takes only so much.
+func (f *file) commit(below uint64, puts []put) (more bool, err error) {
+	var alloc int64
+	err = f.guarded(func() error {
+		return f.db.Update(func(tx *bolt.Tx) error {
+			b := tx.Bucket([]byte(bucketName))
+			if b == nil {
+				return corrupt("no bucket in it")
+			}
+			b, more, err = forget(tx, b, below)
+			if err != nil {
+				return err
+			}
+			b.FillPercent = 1 // keys only rise: pages are filled to the end
+			for _, p := range puts {
+				key := binary.BigEndian.AppendUint64(nil, p.seq)
+				binary.BigEndian.PutUint32(p.bytes, checksum(key, p.bytes[crcBytes:]))
+				if err := b.Put(key, p.bytes); err != nil {
+					return err
+				}
+			}
+			tx.OnCommit(func() {
+				s := tx.Stats()
+				alloc = s.GetPageAlloc()
+			})
+			return nil
+		})
+	})
+	if err != nil {
+		return false, fmt.Errorf("write %s: %w", f.path, err)
+	}
+	f.ledger.add(alloc+int64(os.Getpagesize()), 2) // and a meta page; one sync each
+	return more, nil
+}
+
+// forget deletes the records below a sequence number, as many as one
+// transaction takes.
+func forget(tx *bolt.Tx, b *bolt.Bucket, below uint64) (_ *bolt.Bucket, more bool, err error) {
+	c := b.Cursor()
+	if k, _ := c.Last(); k != nil && binary.BigEndian.Uint64(k) < below {
+		// Nothing stays: pages are given back without being looked at.
+		if err := tx.DeleteBucket([]byte(bucketName)); err != nil {
+			return nil, false, err
+		}
+		b, err = tx.CreateBucket([]byte(bucketName))
+		return b, false, err
+	}
+	// A cursor that deletes as it goes may pass over a record.
+	var keys [][]byte
+	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k) < below; k, _ = c.Next() {
+		if len(keys) == txRecords {
+			more = true
+			break
+		}
+		keys = append(keys, append([]byte(nil), k...))
+	}
+	for _, k := range keys {
+		if err := b.Delete(k); err != nil {
+			return nil, false, err
+		}
+	}
+	return b, more, nil
+}
+
+// rewrite returns a new file at the same path with the records from a sequence
+// number on, which must be few. This one is to be closed then.
+func (f *file) rewrite(from uint64) (*file, error) {
+	fresh, err := writeFile(f.path, f.ledger, func(to *bolt.Bucket) error {
+		to.FillPercent = 1
+		return f.db.View(func(tx *bolt.Tx) error {
+			c := tx.Bucket([]byte(bucketName)).Cursor()
+			for k, v := c.Seek(binary.BigEndian.AppendUint64(nil, from)); k != nil; k, v = c.Next() {
+				// Both are in memory that ends with f; bbolt copies the key only.
+				if err := to.Put(k, append([]byte(nil), v...)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("compact %s: %w", f.path, err)
+	}
+	return fresh, nil
+}
+
+// size returns how many bytes of the file are in use or have been.
+func (f *file) size() int64 {
+	var n int64
+	if err := f.guarded(func() error {
+		return f.db.View(func(tx *bolt.Tx) error {
+			n = tx.Size()
+			return nil
+		})
+	}); err != nil {
+		return 0
+	}
+	return n
+}
+
+// close lets go of the file. Of one that is broken only the lock is freed: its
+// mapped memory is lost to the process.
+func (f *file) close() {
+	if f.broken.Load() {
+		f.abandon()
+		return
+	}
+	_ = guard(f.db.Close)
+}
+
+// abandon frees the lock, which the mapped memory would hold on to.
+func (f *file) abandon() {
+	_ = unix.Flock(int(f.raw.Fd()), unix.LOCK_UN)
+	_ = f.raw.Close()
+}
+
+// noSpace reports whether err says that the disk is full, for all or for us.
+func noSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// putAside renames a damaged file so that it is not in the way, and returns its
+// new name. One is kept; an older one goes.
+func putAside(path string) (string, error) {
+	aside := path + ".damaged"
+	if err := os.Rename(path, aside); err != nil {
+		return "", err
+	}
+	return aside, syncDir(filepath.Dir(path))
+}

@@ -1,0 +1,684 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNotSafe is what Sync answers when the file takes nothing.
+var ErrNotSafe = errors.New("messages are in memory only")
+
+// Times of the file's keeper.
+const (
+	lookEvery = time.Second      // for messages past their age, and between full and not
+	calm      = 10 * time.Second // without a loss until the queue counts as no longer full
+	pauseMost = time.Minute      // after a fault of the file
+)
+
+// A file is made anew when it is larger than compactFrom and less than a
+// quarter of it, and no more than compactMost, is still wanted.
+const (
+	compactFrom = 4 << 20
+	compactMost = 1 << 20
+)
+
+// store is the file under a queue with its faults: opened late, retried,
+// replaced. It belongs to Run, but for what says otherwise.
+type store struct {
+	path   string
+	log    *slog.Logger
+	ledger ledger // for all
+
+	lock sync.RWMutex // held for reading by fetch while it uses file, for writing to change it
+	file *file        // nil: none, or none that can be used
+
+	first, end uint64 // the file may hold messages from first up to end
+	dirty      bool   // some of them are done
+	since      time.Time
+
+	off   bool      // for good, until the next start
+	large time.Time // until then it is left as large as it is
+	retry time.Time // when failing: not before
+	pause time.Duration
+
+	// For all.
+	failing    atomic.Bool // it takes nothing at the moment
+	unreadable atomic.Bool // what is in it cannot be had at the moment
+	fault      atomic.Pointer[string]
+}
+
+func newStore(dir, name string, log *slog.Logger) *store {
+	return &store{path: filepath.Join(dir, "queue-"+url.PathEscape(name)+".db"), log: log}
+}
+
+// trouble returns why the file takes nothing, "" if it does.
+func (s *store) trouble() string {
+	if text := s.fault.Load(); text != nil {
+		return *text
+	}
+	return ""
+}
+
+// use replaces the file and closes the one before.
+func (s *store) use(f *file) {
+	s.lock.Lock()
+	old := s.file
+	s.file = f
+	s.lock.Unlock()
+	if old != nil && old != f {
+		old.close()
+	}
+}
+
+// reopen closes the file and opens it again; what is in it is known. fetch
+// waits for it.
+func (s *store) reopen() error {
+	s.lock.Lock()
+	defer s.lock.Unlock()
+	if s.file != nil {
+		s.file.close()
+	}
+	var err error
+	s.file, err = openFile(s.path, &s.ledger, func(uint64, []byte, bool) {})
+	return err
+}
+
+// failed notes that the file takes nothing, and logs it if that is new. The
+// next try waits for least, and longer each time.
+func (s *store) failed(now time.Time, least time.Duration, err error) {
+	s.pause = min(max(2*s.pause, least), pauseMost)
+	s.retry = now.Add(s.pause)
+	text := err.Error()
+	s.fault.Store(&text)
+	s.unreadable.Store(s.file == nil)
+	if !s.failing.Swap(true) {
+		s.log.Error("queue file takes nothing, messages stay in memory", "err", err)
+	}
+}
+
+// worked notes that the file took what it was given.
+func (s *store) worked() {
+	s.pause = 0
+	s.fault.Store(nil)
+	s.unreadable.Store(false)
+	if s.failing.Swap(false) {
+		s.log.Info("queue file takes messages again", "file", s.path)
+	}
+}
+
+// Run keeps the file: it reads what an earlier process left, writes what waits
+// longer than the commit interval, forgets what is done, and logs when
+// messages are lost and when that is over. It returns nil once ctx has ended
+// and all that waits is in the file. A queue with a file hands nothing out
+// before Run has read it.
+func (q *Queue) Run(ctx context.Context) error {
+	if q.store != nil {
+		q.index(ctx)
+	}
+	period := lookEvery
+	if q.cfg.Commit > 0 {
+		period = min(period, max(q.cfg.Commit/4, 10*time.Millisecond))
+	}
+	tick := time.NewTicker(period)
+	defer tick.Stop()
+	var full, aged, broken lossLog
+	var looked time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			q.persist(true)
+			return nil
+		case <-q.kick:
+			q.persist(false)
+			continue
+		case <-tick.C:
+		}
+		q.persist(false)
+		now := time.Now()
+		if now.Sub(looked) < lookEvery {
+			continue
+		}
+		looked = now
+		q.mu.Lock()
+		q.expire(now.Sub(q.start))
+		s := q.stats
+		q.mu.Unlock()
+		full.look(q.log, now, s.Dropped, "queue is full, messages are lost", "queue has room again")
+		aged.look(q.log, now, s.Expired, "messages are older than max_age and are lost", "no more messages past max_age")
+		broken.look(q.log, now, s.Damaged, "messages in the queue file cannot be read and are lost", "queue file can be read again")
+	}
+}
+
+// lossLog logs the beginning and the end of a loss once each.
+type lossLog struct {
+	seen   uint64    // the counter at the last look
+	before uint64    // the counter when the loss began
+	last   time.Time // when the counter last rose; zero: no loss now
+}
+
+func (l *lossLog) look(log *slog.Logger, now time.Time, count uint64, began, ended string) {
+	switch {
+	case count > l.seen:
+		if l.last.IsZero() {
+			l.before = l.seen
+			log.Warn(began, "lost", count-l.seen)
+		}
+		l.seen, l.last = count, now
+	case !l.last.IsZero() && now.Sub(l.last) >= calm:
+		log.Info(ended, "lost", count-l.before)
+		l.last = time.Time{}
+	}
+}
+
+// index reads which messages the file holds, puts them before those that came
+// meanwhile, and lets Next begin.
+func (q *Queue) index(ctx context.Context) {
+	s := q.store
+	_ = os.Remove(s.path + ".new") // of a process that ended while it made a file
+	var found []*chunk
+	var damaged uint64
+	f, err := q.scan(&found, &damaged)
+	for deadline := time.Now().Add(pauseMost / 2); errors.Is(err, errLocked) && ctx.Err() == nil && time.Now().Before(deadline); {
+		f, err = q.scan(&found, &damaged) // each try waits for the lock a while
+	}
+	if err != nil {
+		found, damaged = nil, 0
+	}
+	switch {
+	case err == nil:
+		s.use(f)
+	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, ErrCorrupt):
+		q.setAside(err)
+	default:
+		// What is in it cannot be told apart from what will be: it is left as it
+		// is for the next start.
+		s.off = true
+		s.failed(time.Now(), q.pause, err)
+	}
+
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stats.Damaged += damaged
+	q.stats.Found += damaged
+	if len(found) > 0 {
+		s.first, s.end = found[0].first, found[len(found)-1].end()
+		base := s.end - q.chunks[0].first
+		for _, c := range q.chunks {
+			c.first += base
+		}
+		for _, c := range found {
+			q.stats.Messages += c.live
+			q.stats.Bytes += c.size
+			q.stats.Found += uint64(c.live)
+		}
+		q.chunks = append(found, q.chunks...)
+		q.synced, q.from = s.end, s.end
+		for i := range q.waits {
+			q.waits[i].below += base
+		}
+		for q.stats.Bytes > q.cfg.MaxBytes && q.dropOldest() {
+		}
+		q.log.Info("queue file holds messages of an earlier run", "messages", q.stats.Found, "file", s.path)
+	}
+	q.pos, q.live = 0, 0
+	q.ready = true
+	q.rouse()
+}
+
+// scan opens the file and makes chunks, all away, for what is in it.
+func (q *Queue) scan(found *[]*chunk, damaged *uint64) (*file, error) {
+	*found, *damaged = nil, 0
+	now := time.Now()
+	var c *chunk
+	return openFile(q.store.path, &q.store.ledger, func(seq uint64, b []byte, ok bool) {
+		if !ok || !wellFormed(b) {
+			*damaged++
+			return
+		}
+		at := q.took(wallTime(b), now)
+		n := int64(len(b)) - recordHeader + overhead
+		if c == nil || c.size+n > chunkBytes || seq-c.first >= chunkSpan {
+			c = &chunk{first: seq, away: true, oldest: at}
+			*found = append(*found, c)
+		}
+		c.n, c.newest = int(seq-c.first)+1, max(c.newest, at)
+		c.oldest = min(c.oldest, at)
+		c.live++
+		c.size += n
+	})
+}
+
+// epoch is before every moment at which a gateway can have run with its clock set.
+var epoch = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// took says when a message that was taken at wall was, on the monotonic clock.
+// Where either clock was not set it counts as taken now: a board that woke up
+// in 1970 must not find all it kept too old.
+func (q *Queue) took(wall, now time.Time) time.Duration {
+	age := now.Sub(wall)
+	if wall.Before(epoch) || now.Before(epoch) || age < 0 {
+		age = 0
+	}
+	return now.Sub(q.start) - age
+}
+
+// fetch reads a chunk that is away. It is called by Next, beside Run.
+func (q *Queue) fetch(c *chunk) {
+	s := q.store
+	var f fetched
+	now := time.Now()
+	err := errors.New("it is not open")
+	s.lock.RLock()
+	if s.file != nil {
+		err = s.file.load(c.first, c.end()-1, func(seq uint64, b []byte, ok bool) {
+			if ok && wellFormed(b) {
+				f.take(c.first, seq, b, q.took(wallTime(b), now))
+			}
+		})
+	}
+	s.lock.RUnlock()
+	if err != nil {
+		// Run looks at the file, and puts it aside if it has to; until then what
+		// is in it is passed over.
+		s.unreadable.Store(true)
+		signal(q.kick)
+		return
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !c.away || c.live == 0 {
+		return // dropped meanwhile
+	}
+	lost, size := c.bringBack(f)
+	q.memory += c.memory()
+	q.stats.Messages -= lost
+	q.stats.Bytes -= size
+	q.stats.Damaged += uint64(lost)
+	q.putAway(q.keep)
+	q.trim()
+}
+
+// Sync returns nil once every message that was delivered before is in the file
+// or gone (acknowledged, dropped): they survive a power cut. Calls share one
+// transaction. It returns ErrNotSafe if the file takes nothing, or ctx's error.
+func (q *Queue) Sync(ctx context.Context) error {
+	if q.store == nil || q.store.failing.Load() {
+		return ErrNotSafe
+	}
+	q.mu.Lock()
+	if q.closed {
+		q.mu.Unlock()
+		return ErrClosed
+	}
+	w := syncWait{below: q.next(), safe: make(chan bool, 1)}
+	q.waits = append(q.waits, w)
+	q.release()
+	q.mu.Unlock()
+	signal(q.kick)
+	select {
+	case safe := <-w.safe:
+		if !safe {
+			return ErrNotSafe
+		}
+		return nil
+	case <-q.ends:
+		return ErrClosed
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// release ends the waits of Sync that are fulfilled.
+func (q *Queue) release() {
+	q.unsynced()
+	left := q.waits[:0]
+	for _, w := range q.waits {
+		if w.below <= q.synced {
+			w.safe <- true
+			continue
+		}
+		left = append(left, w)
+	}
+	q.waits = left
+}
+
+// unsynced moves synced past what is gone, and returns the oldest message that
+// is not in the file.
+func (q *Queue) unsynced() (c *chunk, i int, ok bool) {
+	for ci := q.locate(q.synced); ci < len(q.chunks); ci++ {
+		c := q.chunks[ci]
+		if c.end() <= q.synced {
+			continue
+		}
+		if c.live > 0 && !c.away {
+			for i := int(max(q.synced, c.first) - c.first); i < len(c.records); i++ {
+				if c.records[i].state != gone {
+					q.synced = c.first + uint64(i)
+					return c, i, true
+				}
+			}
+		}
+		q.synced = c.end()
+	}
+	return nil, 0, false
+}
+
+// persist brings the file up to date as far as it is time: with all, in any case.
+func (q *Queue) persist(all bool) {
+	s := q.store
+	if s == nil || s.off {
+		q.giveUpWaits()
+		return
+	}
+	now := time.Now()
+	if resting := s.failing.Load() && now.Before(s.retry); resting && !all {
+		q.giveUpWaits()
+		return
+	}
+	if s.unreadable.Load() && !q.mend(now) {
+		q.giveUpWaits()
+		return
+	}
+	const rounds = 32 // then Run has a look at its other work
+	for i := 0; all || i < rounds; i++ {
+		q.mu.Lock()
+		puts, upTo, bytes := q.due(all, now)
+		below := q.head()
+		q.mu.Unlock()
+		if len(puts) == 0 && !q.forgettable(all, below, now) {
+			return
+		}
+		more, err := q.write(below, puts)
+		if err != nil {
+			if q.writeFailed(now, err, bytes) {
+				continue
+			}
+			q.giveUpWaits()
+			return
+		}
+		s.worked()
+		if s.first, s.end = below, max(s.end, upTo); more {
+			s.first = 0
+		}
+		s.dirty = more
+		q.mu.Lock()
+		q.synced = max(q.synced, upTo)
+		q.release()
+		q.putAway(q.keep)
+		q.mu.Unlock()
+		q.compact(below)
+	}
+	signal(q.kick)
+}
+
+// due returns what is to be written now, the number after the last of it, and
+// its bytes: nothing, or all that is not in the file (within the bounds of a
+// transaction), once the oldest of it is as old as the commit interval, Sync
+// waits for it, it takes too much memory, or with all.
+func (q *Queue) due(all bool, now time.Time) (puts []put, upTo uint64, bytes int64) {
+	if !q.ready {
+		return nil, 0, 0
+	}
+	c, i, ok := q.unsynced()
+	if !ok {
+		return nil, q.synced, 0
+	}
+	age := now.Sub(q.start) - c.records[i].at
+	// The next look is a quarter of the interval away.
+	if !all && age < q.cfg.Commit*3/4 && len(q.waits) == 0 && q.unwritten() < q.full {
+		return nil, q.synced, 0
+	}
+	for ci := q.locate(q.synced); ci < len(q.chunks); ci++ {
+		c := q.chunks[ci]
+		if c.away || c.live == 0 {
+			continue
+		}
+		for i, r := range c.records {
+			seq := c.first + uint64(i)
+			if r.state == gone || seq < q.synced {
+				continue
+			}
+			if len(puts) == txRecords || bytes > txBytes {
+				return puts, upTo, bytes
+			}
+			puts = append(puts, put{seq: seq, bytes: c.bytes[r.off : r.off+r.len : r.off+r.len]})
+			upTo = seq + 1
+			bytes += int64(r.len)
+		}
+	}
+	return puts, upTo, bytes
+}
+
+// unwritten is how much of the memory taken is not in the file.
+func (q *Queue) unwritten() (n int64) {
+	for ci := q.locate(q.synced); ci < len(q.chunks); ci++ {
+		n += q.chunks[ci].memory()
+	}
+	return n
+}
+
+// forgettable reports whether it is time to delete what is done from the file.
+func (q *Queue) forgettable(all bool, below uint64, now time.Time) bool {
+	s := q.store
+	if s.end <= s.first || below <= s.first {
+		return false
+	}
+	if !s.dirty {
+		s.dirty, s.since = true, now
+	}
+	return all || now.Sub(s.since) >= max(q.cfg.Commit, lookEvery)*3/4
+}
+
+// write opens the file if it must, and commits.
+func (q *Queue) write(below uint64, puts []put) (more bool, err error) {
+	s := q.store
+	if s.file != nil && s.file.readOnly {
+		// To open it means to read all of it: not as long as it is of no use.
+		if err := unix.Access(s.path, unix.W_OK); err != nil {
+			return false, fmt.Errorf("write %s: %w", s.path, err)
+		}
+	}
+	if s.file == nil || s.file.readOnly {
+		err := s.reopen()
+		if errors.Is(err, fs.ErrNotExist) {
+			if len(puts) == 0 {
+				return false, nil
+			}
+			var f *file
+			if f, err = createFile(s.path, &s.ledger); err == nil {
+				s.use(f)
+			}
+		}
+		if err != nil {
+			return false, err
+		}
+	}
+	return s.file.commit(below, puts)
+}
+
+// writeFailed deals with a commit of so many bytes that failed, and reports
+// whether to try again at once.
+func (q *Queue) writeFailed(now time.Time, err error, bytes int64) (again bool) {
+	s := q.store
+	if !errors.Is(err, ErrCorrupt) && s.file != nil && !s.file.readOnly {
+		// bbolt may hold half of what failed in its own books: it begins anew.
+		switch rerr := s.reopen(); {
+		case errors.Is(rerr, ErrCorrupt):
+			err = rerr
+		case rerr == nil && noSpace(err) && !q.cfg.DropNewest && q.makeSpace(bytes):
+			return true
+		}
+	}
+	if errors.Is(err, ErrCorrupt) {
+		q.setAside(err)
+		return !s.off
+	}
+	s.failed(now, q.pause, err)
+	return false
+}
+
+// makeSpace drops the oldest messages in the file, to about the size of so many
+// bytes, and deletes them: their pages are then free for new ones. It reports
+// whether it could.
+func (q *Queue) makeSpace(bytes int64) bool {
+	s := q.store
+	q.mu.Lock()
+	dropped := false
+	for bytes > 0 {
+		ci, _, ok := q.find(0, false)
+		if !ok || q.chunks[ci].end() > q.synced {
+			break
+		}
+		bytes -= q.chunks[ci].size
+		q.dropChunk(ci)
+		dropped = true
+	}
+	below := q.head()
+	q.mu.Unlock()
+	if !dropped {
+		return false
+	}
+	if _, err := s.file.commit(below, nil); err != nil {
+		_ = s.reopen() // whoever needs it next says what is wrong
+		return false
+	}
+	return true
+}
+
+// mend looks at the file after it could not be read, and reports whether it can
+// be used again.
+func (q *Queue) mend(now time.Time) bool {
+	s := q.store
+	switch err := s.reopen(); {
+	case err == nil:
+	case errors.Is(err, fs.ErrNotExist): // somebody took it away
+		q.forgetFile()
+	case errors.Is(err, ErrCorrupt):
+		q.setAside(err)
+		if s.off {
+			return false
+		}
+	default:
+		s.failed(now, q.pause, err)
+		return false
+	}
+	s.worked()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.pos, q.live = 0, 0 // what was passed over comes now
+	q.rouse()
+	return true
+}
+
+// setAside gets a damaged file out of the way; what was in it is lost.
+func (q *Queue) setAside(err error) {
+	s := q.store
+	s.use(nil)
+	if aside, rerr := putAside(s.path); rerr != nil {
+		s.off = true
+		s.failed(time.Now(), q.pause, errors.Join(err, fmt.Errorf("put aside: %w", rerr)))
+	} else {
+		s.log.Error("queue file is damaged and was put aside, going on with an empty one", "err", err, "file", aside)
+	}
+	q.forgetFile()
+}
+
+// forgetFile counts what was in the file only as lost; what is in memory too
+// is to be written again.
+func (q *Queue) forgetFile() {
+	s := q.store
+	s.first, s.end, s.dirty = 0, 0, false
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for ci := 0; ci < len(q.chunks); ci++ {
+		if c := q.chunks[ci]; c.away && c.live > 0 {
+			q.stats.Damaged += uint64(c.live)
+			q.stats.Messages -= c.live
+			q.stats.Bytes -= c.size
+			c.live, c.size, c.done = 0, 0, nil
+		}
+	}
+	q.trim()
+	q.synced = 0
+	q.rouse()
+}
+
+// compact makes a file anew that is mostly empty.
+func (q *Queue) compact(below uint64) {
+	s := q.store
+	if s.file == nil || s.dirty || time.Now().Before(s.large) {
+		return
+	}
+	q.mu.Lock()
+	wanted := q.stats.Bytes
+	q.mu.Unlock()
+	size := s.file.size()
+	if s.file.readOnly || size < compactFrom || wanted > compactMost || wanted > size/4 {
+		return
+	}
+	fresh, err := s.file.rewrite(below)
+	if err != nil {
+		s.large = time.Now().Add(10 * pauseMost)
+		s.log.Warn("queue file is not made smaller", "err", err)
+		return
+	}
+	s.use(fresh)
+}
+
+// giveUpWaits ends the waits of Sync: the file takes nothing.
+func (q *Queue) giveUpWaits() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, w := range q.waits {
+		w.safe <- false
+	}
+	q.waits = nil
+}
+
+// Close writes what waits to the file and ends the queue: a waiting Next
+// returns, and every later call answers ErrClosed. What is in no file is lost
+// with the process; its number is logged. Run must have ended.
+func (q *Queue) Close() error {
+	q.mu.Lock()
+	closed := q.closed
+	q.closed = true
+	ready := q.ready
+	q.mu.Unlock()
+	if closed {
+		return nil
+	}
+	close(q.ends)
+	if q.store != nil && ready {
+		q.persist(true)
+		q.store.use(nil)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	lost := 0
+	for ci := q.locate(q.synced); ci < len(q.chunks); ci++ {
+		for i, r := range q.chunks[ci].records {
+			if r.state != gone && (q.store == nil || q.chunks[ci].first+uint64(i) >= q.synced) {
+				lost++
+			}
+		}
+	}
+	if q.store == nil {
+		lost = q.stats.Messages
+	}
+	if lost > 0 {
+		q.log.Error("queue closed with messages that are in no file", "lost", lost)
+	}
+	return nil
+}
