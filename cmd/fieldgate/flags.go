@@ -7,6 +7,8 @@ import (
 	"io"
 	"strings"
 	"time"
+
+	"fieldgate/internal/config"
 )
 
 // errHelp: the help was asked for and has been printed.
@@ -143,12 +145,6 @@ func (f *flags) print(w io.Writer) {
 	}
 }
 
-// didYouMean names the known words, the nearest first when there is one.
-func didYouMean(word string, known []string) string {
-	for _, k := range known {
-		if strings.HasPrefix(k, word) || strings.HasPrefix(word, k) {
-			return fmt.Sprintf("did you mean %q?", k)
-		}
-	}
-	return "known: " + strings.Join(known, " ")
-}
+// didYouMean ends an error with the known word that word was most likely meant
+// to be, or with all of them.
+func didYouMean(word string, known []string) string { return config.Suggest(word, known) }

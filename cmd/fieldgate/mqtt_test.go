@@ -194,7 +194,7 @@ uplinks:
 		args []string
 	}{
 		{"no command", 2, "Usage: fieldgate mqtt COMMAND", nil},
-		{"unknown command", 2, `did you mean "sub"?`, []string{"subscribe"}},
+		{"unknown command", 2, `did you mean sub?`, []string{"subscribe"}},
 		{"no topic", 2, "wants a broker and a topic", []string{"pub", plain.URL()}},
 		{"no payload", 2, "the payload is missing", []string{"pub", plain.URL(), "a"}},
 		{"two payloads", 2, "give one payload", []string{"pub", plain.URL(), "a", "x", "--empty"}},

@@ -227,7 +227,7 @@ func (r *resolver) rule(rule *Rule, m *node, known []string) {
 		if name == Local {
 			r.missingf(at, "local is the embedded broker, and there is none; add broker: {}")
 		} else {
-			r.missingf(at, "there is no uplink %s; %s", quote(name), suggest(name, known))
+			r.missingf(at, "there is no uplink %s; %s", quote(name), Suggest(name, known))
 		}
 		if to.Kind == yamltree.List {
 			r.out()

@@ -297,7 +297,7 @@ func (o *object[T]) suggest(word string) string {
 			}
 		}
 	}
-	return suggest(word, o.names())
+	return Suggest(word, o.names())
 }
 
 // fill decodes n into t, which holds the defaults. It returns false if n is no

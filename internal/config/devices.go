@@ -124,7 +124,7 @@ func (r *resolver) busOf(v *named[rawDevice]) *Bus {
 	}
 	_, at := v.at.Get("bus")
 	r.in("bus")
-	r.missingf(at, "there is no bus %s; %s", quote(v.is.bus), suggest(v.is.bus, known))
+	r.missingf(at, "there is no bus %s; %s", quote(v.is.bus), Suggest(v.is.bus, known))
 	r.out()
 	return nil
 }
@@ -530,7 +530,7 @@ func (r *resolver) groups(v *named[rawDevice], ctx pointContext, points []point.
 		if extents[g.name] == nil {
 			path := r.path
 			r.path = append(path[:len(path)-1:len(path)-1], step{key: "every"}, step{key: g.name})
-			r.missingf(g.key, "no point of this device has the group %s; %s", g.name, suggest(g.name, order))
+			r.missingf(g.key, "no point of this device has the group %s; %s", g.name, Suggest(g.name, order))
 			r.path = path
 		}
 	}

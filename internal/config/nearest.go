@@ -13,7 +13,25 @@ func nearest(word string, known []string) string {
 			best, least = k, n
 		}
 	}
+	if best == "" {
+		return begun(word, known)
+	}
 	return best
+}
+
+// begun returns the only known word that begins with word, or that word begins
+// with, from two letters on; "" if there is none or several.
+func begun(word string, known []string) (is string) {
+	for _, k := range known {
+		if min(len(word), len(k)) < 2 || !strings.HasPrefix(k, word) && !strings.HasPrefix(word, k) {
+			continue
+		}
+		if is != "" {
+			return ""
+		}
+		is = k
+	}
+	return is
 }
 
 // plain drops case and the marks that people put between words.
@@ -56,8 +74,8 @@ func distance(a, b string) int {
 	return rows[len(a)%3][len(b)]
 }
 
-// suggest ends a fault's text with the nearest known word, or with all of them.
-func suggest(word string, known []string) string {
+// Suggest ends a fault's text with the nearest known word, or with all of them.
+func Suggest(word string, known []string) string {
 	if n := nearest(word, known); n != "" {
 		return "did you mean " + n + "?"
 	}

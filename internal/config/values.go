@@ -397,7 +397,7 @@ func enum[V any](words ...word[V]) value[V] {
 			d.shapef(n, "false is a boolean; write off")
 			return none, false
 		}
-		d.shapef(n, "%s is none of the words known here; %s", quote(s), suggest(s, known))
+		d.shapef(n, "%s is none of the words known here; %s", quote(s), Suggest(s, known))
 		return none, false
 	}}
 }

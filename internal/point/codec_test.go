@@ -566,6 +566,8 @@ func TestValidate(t *testing.T) {
 		{"write 124", reg(String).with(func(p *Point) { p.Length, p.Write = 124, &Write{} }), "longer than the 123 registers"},
 		{"min above max", reg(Uint16).with(func(p *Point) { p.Write = &Write{Min: &two, Max: &one} }), "write: min 2 is above max 1"},
 		{"step 0", reg(Uint16).with(func(p *Point) { p.Write = &Write{Step: &zero} }), "write: step 0 is not above 0"},
+		{"max outside the type", reg(Int16).with(func(p *Point) { p.Write = &Write{Max: &Decimal{Mant: 40000}} }), "write: max: 40000 is outside"},
+		{"min outside the type", reg(Uint16).with(func(p *Point) { p.Write = &Write{Min: &Decimal{Mant: -1}} }), "write: min: -1 is outside"},
 		{"min of a text", reg(String).with(func(p *Point) { p.Length, p.Write = 1, &Write{Min: &one} }), "write: min, max and step need a number"},
 		{"only what does not fit", reg(Uint16).with(func(p *Point) { p.Write = &Write{Only: []Value{IntValue(-1)}} }), "write: only: -1 is outside"},
 		{"good", reg(Uint16).with(func(p *Point) { p.Write = &Write{Min: &one, Max: &two, Step: &one, Function: 6} }), ""},

@@ -263,6 +263,18 @@ func (p *Point) validateWrite() error {
 		case w.Step != nil && w.Step.Mant <= 0:
 			return fmt.Errorf("write: step %s is not above 0", w.Step)
 		}
+		// A limit that the registers cannot hold is a slip, in it or in the type.
+		for _, l := range []struct {
+			name string
+			at   *Decimal
+		}{{"min", w.Min}, {"max", w.Max}} {
+			if l.at == nil {
+				continue
+			}
+			if _, err := p.encode(DecimalValue(*l.at)); err != nil {
+				return fmt.Errorf("write: %s: %w", l.name, err)
+			}
+		}
 	}
 	for _, v := range w.Only {
 		if _, err := p.encode(v); err != nil {

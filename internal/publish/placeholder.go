@@ -180,7 +180,11 @@ func nameWithValue(name string, v point.Value) string {
 	if text == "" {
 		text = "_"
 	}
-	return strings.ReplaceAll(name, valueMark, text)
+	topic := strings.ReplaceAll(name, valueMark, text)
+	if strings.HasPrefix(topic, "$") {
+		return "_" + topic[1:] // those topics are the broker's own (clause 4.7.2)
+	}
+	return topic
 }
 
 // sixDigits returns the address in the six-digit numbering, which is one number

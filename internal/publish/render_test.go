@@ -287,6 +287,7 @@ func TestValueInTopic(t *testing.T) {
 		{read("pump", point.BoolValue(true)), "1/of/pump=1"},
 		{read("status.mode", point.TextValue("a/b+c#d\x00\xff")), "a_b_c_d__/of/status.mode=a_b_c_d__"},
 		{read("status.mode", point.TextValue("")), "_/of/status.mode=_"},
+		{read("status.mode", point.TextValue("$SYS")), "_SYS/of/status.mode=$SYS"},
 		{bad("temp"), "null/of/temp=null"},
 	} {
 		topic := topicOf(t, rule, []config.Device{boiler()}, c.sample.ID)
