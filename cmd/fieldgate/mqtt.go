@@ -160,7 +160,7 @@ func namedUplink(path, name string) (config.Uplink, error) {
 
 // connect opens a connection to the first of the broker's addresses that
 // takes one.
-func (p *brokerPeer) connect(ctx context.Context, a *app, broker string, handler func(mqtt.Message)) (*uplink.Conn, error) {
+func (p *brokerPeer) connect(ctx context.Context, a *app, broker string, handler uplink.Handler) (*uplink.Conn, error) {
 	cfg, err := p.settings(a, broker)
 	if err != nil {
 		return nil, err
@@ -318,11 +318,12 @@ than --count messages came within --for.`)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	arrived := make(chan mqtt.Message, 1024)
-	conn, err := p.connect(ctx, a, rest[0], func(m mqtt.Message) {
+	conn, err := p.connect(ctx, a, rest[0], func(m mqtt.Message) []<-chan struct{} {
 		select {
 		case arrived <- m: // a reader that is slow holds up the broker, not our memory
 		case <-ctx.Done():
 		}
+		return nil
 	})
 	if err != nil {
 		return err

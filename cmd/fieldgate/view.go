@@ -14,18 +14,20 @@ import (
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/pipeline"
 	"fieldgate/internal/point"
+	"fieldgate/internal/uplink"
 )
 
 // demoMessage is one message that the embedded broker carried.
 type demoMessage struct{ topic, payload string }
 
 // demoTap hands messages to the view and drops what the view is too slow for.
-func demoTap(to chan<- demoMessage) func(mqtt.Message) {
-	return func(m mqtt.Message) {
+func demoTap(to chan<- demoMessage) uplink.Handler {
+	return func(m mqtt.Message) []<-chan struct{} {
 		select {
 		case to <- demoMessage{m.Topic, string(m.Payload)}:
 		default:
 		}
+		return nil
 	}
 }
 

@@ -80,6 +80,14 @@ type UplinkStatus struct {
 	Expired  uint64  `json:"expired"` // older than max_age
 	Refused  uint64  `json:"refused"` // by the broker
 	Connects uint64  `json:"connects"`
+
+	Unsubscribed []FilterStatus `json:"unsubscribed,omitempty"` // the broker refuses these
+}
+
+// FilterStatus is a topic filter that an upstream broker does not serve.
+type FilterStatus struct {
+	Filter string `json:"filter"`
+	Error  string `json:"error"`
 }
 
 // BrokerStatus is the embedded broker.
@@ -187,6 +195,9 @@ func uplinkStatus(u uplink.Status, q queue.Stats) UplinkStatus {
 	}
 	if u.Version != "" {
 		s.TLS = u.Version + " " + u.Cipher
+	}
+	for _, f := range u.Unsubscribed {
+		s.Unsubscribed = append(s.Unsubscribed, FilterStatus{string(f.Filter), f.Err})
 	}
 	return s
 }

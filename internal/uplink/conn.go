@@ -49,13 +49,19 @@ const (
 // ConnOptions is what a Conn does beside what the configuration says.
 type ConnOptions struct {
 	Will    *mqtt.Message       // published by the broker if we vanish; nil: none
-	Handler func(mqtt.Message)  // called from the reader, must not block; nil: what comes is dropped
+	Handler Handler             // nil: what comes is dropped
 	Acked   func(seqs []uint64) // queue entries that were acknowledged; called from the reader, keeps nothing
 	Width   int                 // messages in flight; 0: the constant
 	Sure    bool                // send what has QoS 0 with QoS 1
 
 	MaxPacket int // longest packet taken; 0: the constant
 }
+
+// Handler is given each message that a Conn receives, one at a time. While it
+// blocks nothing more is received, and nothing that was sent is acknowledged. A
+// message with QoS 1 or 2 is acknowledged once all channels it returns are
+// closed, those before it first.
+type Handler func(m mqtt.Message) (safe []<-chan struct{})
 
 // ConnState is what a connection turned out to be.
 type ConnState struct {
@@ -77,13 +83,17 @@ type ConnState struct {
 type Conn struct {
 	State ConnState
 
-	client paho.Client
-	wire   *wire
-	win    *window
-	acked  func([]uint64)
-	seqs   []uint64 // of the reader
-	qosMin uint8
-	qosMax uint8 // 1 where QoS 2 would not be safe
+	client  paho.Client
+	wire    *wire
+	win     *window
+	inbox   *inbox
+	handler Handler
+	acked   func([]uint64)
+	seqs    []uint64 // of the reader
+	qosMin  uint8
+	qosMax  uint8 // 1 where QoS 2 would not be safe
+
+	answering sync.WaitGroup // acknowledge
 
 	closing  atomic.Bool   // Close was called
 	pahoGone chan struct{} // closed when paho has given the connection up
@@ -122,6 +132,8 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 		State:    describe(u, stream.tls),
 		wire:     newWire(stream, o.MaxPacket, writePatience),
 		win:      newWindow(o.Width),
+		inbox:    newInbox(),
+		handler:  o.Handler,
 		acked:    o.Acked,
 		qosMax:   2,
 		pahoGone: make(chan struct{}),
@@ -152,6 +164,7 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 		_ = c.wire.Close()
 		return nil, orStopped(ctx, connectFault(err, cfg, u.Scheme))
 	}
+	c.answering.Go(c.acknowledge) // ends with the wire; Close waits for it
 	return c, nil
 }
 
@@ -178,6 +191,7 @@ func (c *Conn) options(cfg config.Uplink, u *url.URL, password config.Secret, o 
 	p.SetAutoReconnect(false)
 	p.SetConnectRetry(false)
 	p.SetOrderMatters(true)
+	p.SetAutoAckDisabled(true) // see inbox
 	p.SetStore(noStore{})
 	p.SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) { return c.wire, nil })
 	p.SetConnectionLostHandler(func(_ paho.Client, err error) {
@@ -185,9 +199,7 @@ func (c *Conn) options(cfg config.Uplink, u *url.URL, password config.Secret, o 
 		close(c.pahoGone)
 	})
 	p.SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) {
-		if o.Handler != nil && mqtt.ValidTopic(m.Topic()) == nil {
-			o.Handler(mqtt.Message{Topic: m.Topic(), Payload: m.Payload(), QoS: m.Qos(), Retain: m.Retained()})
-		}
+		c.arrived(mqtt.Message{Topic: m.Topic(), Payload: m.Payload(), QoS: m.Qos(), Retain: m.Retained()}, m.MessageID())
 	})
 	if w := o.Will; w != nil {
 		p.SetBinaryWill(w.Topic, w.Payload, w.QoS, w.Retain)
@@ -397,27 +409,38 @@ var ErrSubscriptionRefused = errors.New("the broker refuses the subscription")
 // Subscribe asks for the messages of filter and waits for the answer: the QoS
 // that the broker grants.
 func (c *Conn) Subscribe(ctx context.Context, filter mqtt.Filter, qos uint8) (uint8, error) {
+	return c.ask(filter, qos)(ctx)
+}
+
+// ask sends a SUBSCRIBE for filter and returns what waits for its answer.
+func (c *Conn) ask(filter mqtt.Filter, qos uint8) (answer func(context.Context) (uint8, error)) {
 	if err := mqtt.ValidFilter(string(filter)); err != nil {
-		return 0, err
+		return func(context.Context) (uint8, error) { return 0, err }
 	}
 	token := c.client.Subscribe(string(filter), qos, nil).(*paho.SubscribeToken)
-	select {
-	case <-token.Done():
-	case <-c.Lost():
-		return 0, c.Err()
-	case <-ctx.Done():
-		return 0, ctx.Err()
-	}
-	if err := token.Error(); err != nil {
-		return 0, &Fault{Step: StepSession, Text: fmt.Sprintf("subscribe to %s: %v", filter, err), Err: err}
-	}
-	for _, granted := range token.Result() { // one filter, one answer
-		if granted > 2 {
-			return 0, &Fault{Step: StepSession, Text: fmt.Sprintf("%v to %s", ErrSubscriptionRefused, filter), Remedy: "check the broker's access rules", Err: ErrSubscriptionRefused, Refused: true}
+	return func(ctx context.Context) (uint8, error) {
+		select {
+		case <-token.Done(): // though ctx may have ended over another answer
+		default:
+			select {
+			case <-token.Done():
+			case <-c.Lost():
+				return 0, c.Err()
+			case <-ctx.Done():
+				return 0, ctx.Err()
+			}
 		}
-		return granted, nil
+		for _, granted := range token.Result() { // one filter, one answer
+			if granted > 2 {
+				return 0, &Fault{Step: StepSession, Text: fmt.Sprintf("%v to %s", ErrSubscriptionRefused, filter), Remedy: "check the broker's access rules", Err: ErrSubscriptionRefused, Refused: true}
+			}
+			return granted, nil
+		}
+		if c.wire.cause() != nil {
+			return 0, c.Err() // paho's token has completed over it
+		}
+		return 0, &Fault{Step: StepSession, Text: fmt.Sprintf("subscribe to %s: %v", filter, token.Error()), Err: token.Error()}
 	}
-	return 0, &Fault{Step: StepSession, Text: fmt.Sprintf("subscribe to %s: no answer", filter)}
 }
 
 // Close says goodbye (DISCONNECT, so that no will is published) and returns
@@ -428,6 +451,7 @@ func (c *Conn) Close() {
 	c.closing.Store(true)
 	c.client.Disconnect(uint(goodbye.Milliseconds()))
 	_ = c.wire.Close()
+	c.answering.Wait()
 }
 
 // noStore keeps nothing: a Conn never sends twice, see queue.

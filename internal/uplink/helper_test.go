@@ -116,6 +116,12 @@ func runIn(t testing.TB, dir string, cfg config.Uplink, change func(*Uplink)) *r
 	return r
 }
 
+// subscribe gives an uplink that does not run yet its subscriptions.
+func subscribe(u *Uplink, subs ...Subscription) {
+	u.subs = subs
+	u.subscriber = newSubscriber(subs, u.log, u.setUnsubscribed)
+}
+
 // publish puts messages n to m-1 into the queue, numbered, over three topics.
 func (r *rig) publish(t testing.TB, n, m int, qos uint8) {
 	t.Helper()

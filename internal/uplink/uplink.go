@@ -55,6 +55,8 @@ type Status struct {
 	Connects uint64 // connections made
 	Acked    uint64 // messages acknowledged, or with QoS 0 written
 	Refused  uint64 // messages given up because the broker hangs up over them
+
+	Unsubscribed []Unsubscribed // filters that the broker refuses; never changed once returned
 }
 
 // Uplink is the client to one broker. Make it with New.
@@ -62,7 +64,7 @@ type Uplink struct {
 	cfg         config.Uplink
 	q           *queue.Queue
 	will, birth mqtt.Message
-	handler     mqtt.Handler
+	subs        []Subscription
 
 	ackPatience, stopPatience time.Duration
 
@@ -71,28 +73,30 @@ type Uplink struct {
 	news       news
 	backoff    backoff
 	quarrel    quarrel
+	subscriber *subscriber
 	stateFails int       // connections in a row that ended over the birth
 	noState    time.Time // neither will nor birth until then
 
 	acked, refused, connects atomic.Uint64
 
-	mu     sync.Mutex
-	status Status
-	conn   *Conn // nil while there is none
+	mu           sync.Mutex
+	status       Status
+	unsubscribed []Unsubscribed
+	conn         *Conn // nil while there is none
 }
 
 // New returns the uplink for cfg that sends what is in q. The broker publishes
 // will when the gateway vanishes, and the uplink itself when it stops; birth is
 // published first on each connection. Both have the same topic, an empty one
-// means neither. h is given what the broker sends, nil drops it; its replies
-// go into q. Nothing happens before Run.
-func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, h mqtt.Handler, log *slog.Logger) *Uplink {
-	return &Uplink{
+// means neither. What the broker sends goes to each of subs whose filter
+// matches; replies go into q. Nothing happens before Run.
+func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, subs []Subscription, log *slog.Logger) *Uplink {
+	u := &Uplink{
 		cfg:          cfg,
 		q:            q,
 		will:         will,
 		birth:        birth,
-		handler:      h,
+		subs:         subs,
 		ackPatience:  ackPatience,
 		stopPatience: stopPatience,
 		log:          log,
@@ -100,6 +104,8 @@ func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, h mqtt.Han
 		news:         news{log: log},
 		status:       Status{Word: "Connecting", Since: time.Now()},
 	}
+	u.subscriber = newSubscriber(subs, log, u.setUnsubscribed)
+	return u
 }
 
 // Run keeps the uplink connected and sends. When ctx ends it sends what is
@@ -130,6 +136,7 @@ func (u *Uplink) Status() Status {
 	defer u.mu.Unlock()
 	s := u.status
 	s.Acked, s.Refused, s.Connects = u.acked.Load(), u.refused.Load(), u.connects.Load()
+	s.Unsubscribed = u.unsubscribed
 	if u.conn != nil {
 		s.InFlight = u.conn.win.flight().n
 	}
@@ -146,6 +153,12 @@ func (u *Uplink) setStatus(s Status) Status {
 	}
 	u.status = s
 	return s
+}
+
+func (u *Uplink) setUnsubscribed(l []Unsubscribed) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.unsubscribed = l
 }
 
 func (u *Uplink) setConn(c *Conn) {
@@ -182,6 +195,11 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 	defer u.setConn(nil)
 	defer u.q.Rewind()
 	defer c.Close()
+	// A command that the broker has for us is asked for before anything goes up,
+	// so that whoever reads our birth can rely on being heard.
+	if err := u.subscriber.all(ctx, c, u.ackPatience); err != nil {
+		return 0, err
+	}
 	if err := u.greet(ctx, c); err != nil {
 		return 0, err
 	}
@@ -213,9 +231,8 @@ func (u *Uplink) connect(ctx context.Context) (*Conn, string, error) {
 	if u.stateTopic() {
 		o.Will = &u.will
 	}
-	if u.handler != nil {
-		from := mqtt.Origin{Via: u.cfg.Name, Reply: u.reply}
-		o.Handler = func(m mqtt.Message) { u.handler(m, from) }
+	if len(u.subs) > 0 {
+		o.Handler = u.receive
 	}
 	var texts []string
 	worst := &Fault{}
@@ -249,6 +266,21 @@ func show(raw string) string {
 	}
 	u.User = nil
 	return u.String()
+}
+
+// receive hands m to whom it is for. A broker that keeps our session may send
+// what nobody asks for any more: that is done with at once.
+func (u *Uplink) receive(m mqtt.Message) (safe []<-chan struct{}) {
+	from := mqtt.Origin{Via: u.cfg.Name, Reply: u.reply}
+	for _, s := range u.subs {
+		if !s.Filter.Match(m.Topic) {
+			continue
+		}
+		if done := s.Handle(m, from); done != nil {
+			safe = append(safe, done)
+		}
+	}
+	return safe
 }
 
 func (u *Uplink) reply(m mqtt.Message) {
@@ -307,8 +339,11 @@ func (u *Uplink) unanswered(n int) *Fault {
 // returns the entry that was sent last if messages go one at a time. lasting is
 // called once c has lasted for the time called healthy.
 func (u *Uplink) serve(ctx context.Context, c *Conn, lasting func()) (last queue.Entry, err error) {
+	var asking sync.WaitGroup
+	defer asking.Wait()
 	sending, cancel := context.WithCancel(ctx)
 	defer cancel()
+	asking.Go(func() { u.subscriber.again(sending, c, u.ackPatience) }) // ends with c, or with sending
 	pumped := make(chan struct{})
 	go func() { // ends with c, or with sending once nothing is left
 		defer close(pumped)

@@ -418,10 +418,11 @@ func TestBrokerKilled(t *testing.T) {
 		var mu sync.Mutex
 		cfg := settings()
 		cfg.ClientID = "subscriber"
-		sub, err := Connect(t.Context(), cfg, b.URL(), ConnOptions{Handler: func(m mqtt.Message) {
+		sub, err := Connect(t.Context(), cfg, b.URL(), ConnOptions{Handler: func(m mqtt.Message) []<-chan struct{} {
 			mu.Lock()
 			defer mu.Unlock()
 			got = append(got, mosquittotest.Received{Topic: m.Topic, Payload: string(m.Payload)})
+			return nil
 		}})
 		if err != nil {
 			t.Fatal(err)
@@ -787,11 +788,11 @@ func TestHandlerAndReply(t *testing.T) {
 	})
 	got := make(chan mqtt.Message, 10)
 	r := run(t, settings(b.url()), func(u *Uplink) {
-		u.handler = func(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
+		subscribe(u, Subscription{Filter: "cmd/#", QoS: 1, Handle: func(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
 			from.Reply(mqtt.Message{Topic: m.Topic + "/ack", QoS: 1})
 			got <- m
 			return nil
-		}
+		}})
 	})
 	if m := <-got; m.Topic != "cmd/x" || string(m.Payload) != "55" || m.QoS != 1 {
 		t.Errorf("handler was given %+v", m)
@@ -821,7 +822,7 @@ func TestNothingIsLeftBehind(t *testing.T) {
 func TestConn(t *testing.T) {
 	b := mosquittotest.Start(t, mosquittotest.Options{})
 	got := make(chan mqtt.Message, 10)
-	c, err := Connect(t.Context(), settings(), b.URL(), ConnOptions{Handler: func(m mqtt.Message) { got <- m }})
+	c, err := Connect(t.Context(), settings(), b.URL(), ConnOptions{Handler: func(m mqtt.Message) []<-chan struct{} { got <- m; return nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
