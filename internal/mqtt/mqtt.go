@@ -18,6 +18,10 @@ type Message struct {
 	Payload []byte
 	QoS     uint8 // 0, 1 or 2
 	Retain  bool
+
+	// Stamp, if not 0, is the place in Payload of a time that was told while the
+	// clock was not set, in the form that clock.Restamp puts right.
+	Stamp uint32
 }
 
 // MaxPayload is the longest payload of a message: what is left of the longest

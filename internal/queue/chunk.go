@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"time"
 
+	"fieldgate/internal/clock"
 	"fieldgate/internal/mqtt"
 )
 
@@ -13,11 +14,19 @@ import (
 // what goes to the file is there as it is.
 //
 //	crc     4 bytes  room for the checksum that the file wants; not part of the record
-//	flags   1 byte   QoS in bits 0-1, retain in bit 2
+//	flags   1 byte   QoS in bits 0-1, retain in bit 2, unsynced in bit 3
 //	time    6 bytes  big endian, Unix milliseconds at which it was taken
 //	topic   2 bytes  length, then the topic
-//	payload          the rest
-const recordHeader = 1 + 6 + 2
+//	payload          the rest, but for
+//	stamp   14 bytes if unsynced: the clock that told the time (boot 4, zero 6),
+//	                 and where the payload tells one (4, 0: nowhere)
+const (
+	recordHeader = 1 + 6 + 2
+	stampBytes   = 4 + 6 + 4
+
+	flagRetain   = 1 << 2
+	flagUnsynced = 1 << 3
+)
 
 const (
 	chunkBytes = 16 << 10 // a chunk is closed when the next record does not fit
@@ -46,6 +55,7 @@ type record struct {
 	off   uint32        // of its crc
 	len   uint32        // crc included
 	state state
+	extra uint8 // bytes of it that count against no bound: the stamp
 }
 
 // chunk holds messages with consecutive sequence numbers. Its bytes are
@@ -82,7 +92,9 @@ func (c *chunk) memory() int64 {
 func (c *chunk) end() uint64 { return c.first + uint64(c.n) }
 
 // need is the room that m takes in a chunk.
-func need(m mqtt.Message) int { return crcBytes + recordHeader + len(m.Topic) + len(m.Payload) }
+func need(m mqtt.Message) int {
+	return crcBytes + recordHeader + len(m.Topic) + len(m.Payload) + stampBytes
+}
 
 // fits reports whether m has room in the chunk.
 func (c *chunk) fits(m mqtt.Message) bool {
@@ -90,21 +102,41 @@ func (c *chunk) fits(m mqtt.Message) bool {
 }
 
 // add appends m, which must fit.
-func (c *chunk) add(m mqtt.Message, wall time.Time, at time.Duration) {
+func (c *chunk) add(m mqtt.Message, t taking) {
 	off := len(c.bytes)
 	flags := m.QoS
 	if m.Retain {
-		flags |= 1 << 2
+		flags |= flagRetain
+	}
+	if t.unsynced {
+		flags |= flagUnsynced
 	}
 	b := append(c.bytes, 0, 0, 0, 0, flags)
-	ms := uint64(max(0, wall.UnixMilli()))
-	b = binary.BigEndian.AppendUint16(b, uint16(ms>>32))
-	b = binary.BigEndian.AppendUint32(b, uint32(ms))
+	b = appendMillis(b, t.wall.UnixMilli())
 	b = binary.BigEndian.AppendUint16(b, uint16(len(m.Topic)))
 	b = append(b, m.Topic...)
 	b = append(b, m.Payload...)
+	r := record{at: t.at, off: uint32(off)}
+	if t.unsynced {
+		b = binary.BigEndian.AppendUint32(b, t.stamp.Boot)
+		b = appendMillis(b, t.stamp.Zero)
+		b = binary.BigEndian.AppendUint32(b, m.Stamp)
+		r.extra = stampBytes
+	}
 	c.bytes = b
-	c.append(record{at: at, off: uint32(off), len: uint32(len(b) - off)})
+	r.len = uint32(len(b) - off)
+	c.append(r)
+}
+
+// appendMillis appends 6 bytes, big endian; times before 1970 are 1970.
+func appendMillis(b []byte, ms int64) []byte {
+	ms = max(0, ms)
+	b = binary.BigEndian.AppendUint16(b, uint16(ms>>32))
+	return binary.BigEndian.AppendUint32(b, uint32(ms))
+}
+
+func millis(b []byte) int64 {
+	return int64(binary.BigEndian.Uint16(b))<<32 | int64(binary.BigEndian.Uint32(b[2:]))
 }
 
 // append takes in a record that is in bytes already and is not gone.
@@ -120,34 +152,64 @@ func (c *chunk) append(r record) {
 }
 
 // size is what the record counts against max_bytes.
-func (r record) size() int64 { return int64(r.len) - crcBytes - recordHeader + overhead }
+func (r record) size() int64 {
+	return int64(r.len) - int64(r.extra) - crcBytes - recordHeader + overhead
+}
 
 // wellFormed reports whether b is a record as add writes it.
 func wellFormed(b []byte) bool {
-	return len(b) >= recordHeader && len(b) >= recordHeader+int(binary.BigEndian.Uint16(b[7:])) && b[0]&3 <= 2 && b[0]>>3 == 0
+	return len(b) >= recordHeader+extra(b) && len(b) >= recordHeader+int(binary.BigEndian.Uint16(b[7:]))+extra(b) &&
+		b[0]&3 <= 2 && b[0]>>4 == 0
+}
+
+// extra is how many bytes of the record b are its stamp.
+func extra(b []byte) int {
+	if b[0]&flagUnsynced != 0 {
+		return stampBytes
+	}
+	return 0
 }
 
 // wallTime is when the record b was taken.
-func wallTime(b []byte) time.Time {
-	ms := int64(binary.BigEndian.Uint16(b[1:]))<<32 | int64(binary.BigEndian.Uint32(b[3:]))
-	return time.UnixMilli(ms).UTC()
+func wallTime(b []byte) time.Time { return time.UnixMilli(millis(b[1:])).UTC() }
+
+// stampOf returns the clock that told the times of the record b, and the place of
+// one in its payload; ok is false if that clock was set.
+func stampOf(b []byte) (s clock.Stamp, at int, ok bool) {
+	if extra(b) == 0 {
+		return s, 0, false
+	}
+	b = b[len(b)-stampBytes:]
+	return clock.Stamp{Boot: binary.BigEndian.Uint32(b), Zero: millis(b[4:])}, int(binary.BigEndian.Uint32(b[10:])), true
 }
 
-// entry reads record i. Its payload points into the chunk.
-func (c *chunk) entry(i int) Entry {
+// entry reads record i. Its payload points into the chunk, unless a time in it
+// can be put right now.
+func (c *chunk) entry(i int, clk *clock.Clock) Entry {
 	r := c.records[i]
 	b := c.bytes[r.off+crcBytes : r.off+r.len : r.off+r.len]
 	n := int(binary.BigEndian.Uint16(b[7:]))
-	return Entry{
+	end := len(b) - extra(b)
+	e := Entry{
 		Seq:  c.first + uint64(i),
 		Time: wallTime(b),
 		Message: mqtt.Message{
 			Topic:   string(b[recordHeader : recordHeader+n]),
-			Payload: b[recordHeader+n:],
+			Payload: b[recordHeader+n : end : end],
 			QoS:     b[0] & 3,
-			Retain:  b[0]&(1<<2) != 0,
+			Retain:  b[0]&flagRetain != 0,
 		},
 	}
+	if s, at, ok := stampOf(b); ok {
+		e.Stamp = uint32(at)
+		if later, known := clk.Shift(s); known {
+			e.Time = e.Time.Add(later)
+			if e.Payload, ok = clock.Restamp(e.Payload, at, later); ok {
+				e.Stamp = 0
+			}
+		}
+	}
+	return e
 }
 
 // putAway gives the chunk's memory back; all that is live must be in the file,
@@ -176,7 +238,7 @@ func (f *fetched) take(first, seq uint64, b []byte, at time.Duration) {
 	off := len(f.bytes)
 	f.bytes = append(f.bytes, 0, 0, 0, 0)
 	f.bytes = append(f.bytes, b...)
-	f.records = append(f.records, record{at: at, off: uint32(off), len: uint32(len(f.bytes) - off)})
+	f.records = append(f.records, record{at: at, off: uint32(off), len: uint32(len(f.bytes) - off), extra: uint8(extra(b))})
 }
 
 // bringBack ends away with what was read. It returns how many messages, and

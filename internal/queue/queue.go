@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 )
@@ -51,7 +52,7 @@ const defaultBytes = 256 << 20
 // Entry is a message that waits, with its place in the order.
 type Entry struct {
 	Seq          uint64    // rises by one with each message that the queue took, restarts included; never 0
-	Time         time.Time // when the queue took it, UTC, to the millisecond
+	Time         time.Time // when the queue took it, UTC, to the millisecond, by the clock as it is known now
 	mqtt.Message           // Payload belongs to the queue; do not change it
 }
 
@@ -79,6 +80,10 @@ type Stats struct {
 // Queue is the messages for one uplink. It is safe for use by several
 // goroutines, but only one may use Next and Rewind.
 type Queue struct {
+	// Clock, if not nil, puts right what was told while it was not set. It is to
+	// be set before Run.
+	Clock *clock.Clock
+
 	cfg   config.Queue
 	log   *slog.Logger
 	start time.Time // origin of the monotonic clock of records
@@ -168,9 +173,18 @@ func (q *Queue) Deliver(ctx context.Context, msgs ...mqtt.Message) error {
 	return bad
 }
 
+// taking is what is the same for all messages of a Deliver.
+type taking struct {
+	wall     time.Time
+	at       time.Duration // on the queue's monotonic clock
+	stamp    clock.Stamp
+	unsynced bool
+}
+
 func (q *Queue) take(msgs []mqtt.Message) (bad, err error) {
 	now := time.Now()
-	at := now.Sub(q.start)
+	t := taking{wall: q.Clock.Day(now), at: now.Sub(q.start)}
+	t.stamp, t.unsynced = q.Clock.Stamp()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
@@ -182,7 +196,13 @@ func (q *Queue) take(msgs []mqtt.Message) (bad, err error) {
 			bad = errors.Join(bad, fmt.Errorf("queue: %w", err))
 			continue
 		}
-		if q.add(msgs[i], now, at) {
+		m := msgs[i]
+		if m.Stamp != 0 && !t.unsynced { // set since it was told
+			if later, ok := q.Clock.Shift(t.stamp); ok {
+				m.Payload, _ = clock.Restamp(m.Payload, int(m.Stamp), later)
+			}
+		}
+		if q.add(m, t) {
 			took = true
 		}
 	}
@@ -209,7 +229,7 @@ func signal(c chan struct{}) {
 }
 
 // add appends m unless a bound stands against it, and reports whether it did.
-func (q *Queue) add(m mqtt.Message, wall time.Time, at time.Duration) bool {
+func (q *Queue) add(m mqtt.Message, t taking) bool {
 	q.stats.Accepted++
 	n := size(m)
 	for q.stats.Bytes+n > q.cfg.MaxBytes {
@@ -235,7 +255,7 @@ func (q *Queue) add(m mqtt.Message, wall time.Time, at time.Duration) bool {
 		last = fresh
 	}
 	q.memory -= last.memory()
-	last.add(m, wall, at)
+	last.add(m, t)
 	q.memory += last.memory()
 	q.stats.Messages++
 	q.stats.Bytes += n
@@ -592,7 +612,7 @@ func (q *Queue) handOut(pos *uint64, end uint64, most int, p *purse) *chunk {
 		c.records[i].state = handed
 		c.out++
 		q.stats.Handed++
-		q.out = append(q.out, c.entry(i))
+		q.out = append(q.out, c.entry(i, q.Clock))
 		*pos = seq + 1
 	}
 	return nil

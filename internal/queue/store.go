@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fieldgate/internal/clock"
 )
 
 // ErrNotSafe is what Sync answers when the file takes nothing.
@@ -150,6 +152,7 @@ func (q *Queue) Run(ctx context.Context) error {
 			continue
 		}
 		looked = now
+		q.Clock.Look()
 		q.mu.Lock()
 		q.expire(now.Sub(q.start))
 		s := q.stats
@@ -247,8 +250,8 @@ func (q *Queue) scan(found *[]*chunk, damaged *uint64) (*file, error) {
 			*damaged++
 			return
 		}
-		at := q.took(wallTime(b), now)
-		n := int64(len(b)) - recordHeader + overhead
+		at := q.took(b, now)
+		n := int64(len(b)-extra(b)) - recordHeader + overhead
 		if c == nil || c.size+n > chunkBytes || seq-c.first >= chunkSpan {
 			c = &chunk{first: seq, away: true, oldest: at}
 			*found = append(*found, c)
@@ -260,15 +263,20 @@ func (q *Queue) scan(found *[]*chunk, damaged *uint64) (*file, error) {
 	})
 }
 
-// epoch is before every moment at which a gateway can have run with its clock set.
-var epoch = time.Date(2024, 1, 1, 0, 0, 0, 0, time.UTC)
-
-// took says when a message that was taken at wall was, on the monotonic clock.
-// Where either clock was not set it counts as taken now: a board that woke up
-// in 1970 must not find all it kept too old.
-func (q *Queue) took(wall, now time.Time) time.Duration {
-	age := now.Sub(wall)
-	if wall.Before(epoch) || now.Before(epoch) || age < 0 {
+// took says when the message of record b was taken, on the monotonic clock.
+// Where either clock was not set, and it cannot be known by how much it was
+// wrong, it counts as taken now: a board that woke up in 1970 must not find all
+// it kept too old.
+func (q *Queue) took(b []byte, now time.Time) time.Duration {
+	wall, known := wallTime(b), true
+	if s, _, unsynced := stampOf(b); unsynced {
+		var later time.Duration
+		later, known = q.Clock.Shift(s)
+		wall = wall.Add(later)
+	}
+	day, set := q.Clock.At(now)
+	age := time.Duration(day - wall.UnixNano())
+	if !known || !set || wall.Before(clock.Epoch) || day < clock.Epoch.UnixNano() || age < 0 {
 		age = 0
 	}
 	return now.Sub(q.start) - age
@@ -284,7 +292,7 @@ func (q *Queue) fetch(c *chunk) {
 	if s.file != nil {
 		err = s.file.load(c.first, c.end()-1, func(seq uint64, b []byte, ok bool) {
 			if ok && wellFormed(b) {
-				f.take(c.first, seq, b, q.took(wallTime(b), now))
+				f.take(c.first, seq, b, q.took(b, now))
 			}
 		})
 	}
