@@ -349,7 +349,7 @@ func (b *Broker) letGo(over <-chan struct{}) error {
 		patient := time.Since(start) < drainTimeout
 		b.mu.Lock()
 		for _, g := range b.live {
-			if g == nil || patient && g.pending() > 0 && !g.held.Load() && !g.flow.full() {
+			if g == nil || patient && (g.pending() > 0 || g.owes()) && !g.held.Load() && !g.flow.full() {
 				continue
 			}
 			cl := g.client.Load()
@@ -424,13 +424,14 @@ func (b *Broker) pace() {
 }
 
 // Subscribe calls handle with each message that a client publishes, by itself
-// or by its will, on a topic that filter matches, before the client is sent its
-// acknowledgement, which waits for what handle returns; and first, with Retain
-// set and no client, with the messages of clients that are retained for it. The gateway's own messages are not handed out. handle
-// runs in the client's goroutine, for several clients at once, and must not
-// block; its reply publishes as Deliver does. cancel, which handle must not
-// call, waits for calls under way; none begins after it. The error wraps
-// mqtt.ErrInvalid for a filter that is none.
+// or by its will, on a topic that filter matches; and first, with Retain set and
+// no client, with the messages of clients that are retained for it. The client
+// is sent its acknowledgement once what handle returns is closed; its next
+// messages are taken meanwhile, maxHeld at most. The gateway's own messages are
+// not handed out. handle runs in the client's goroutine, for several clients at
+// once, and must not block; its reply publishes as Deliver does. cancel, which
+// handle must not call, waits for calls under way; none begins after it. The
+// error wraps mqtt.ErrInvalid for a filter that is none.
 func (b *Broker) Subscribe(filter mqtt.Filter, handle mqtt.Handler) (cancel func(), err error) {
 	if err := mqtt.ValidFilter(string(filter)); err != nil {
 		return nil, err

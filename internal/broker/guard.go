@@ -12,6 +12,7 @@ import (
 	"time"
 
 	mochi "github.com/mochi-mqtt/server/v2"
+	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // times are the broker's; tests have shorter ones.
@@ -123,11 +124,13 @@ type guard struct {
 	willDelay time.Duration
 
 	// The reading goroutine's own.
-	subID   uint16   // of the SUBSCRIBE or UNSUBSCRIBE under way
-	refused string   // the topic that refusedTopic stands for
-	told    string   // the topic of the last refusal that was logged
-	parted  bool     // the library has finished with the client
-	renewed []string // filters of the last SUBSCRIBE that it had before
+	subID   uint16            // of the SUBSCRIBE or UNSUBSCRIBE under way
+	refused string            // the topic that refusedTopic stands for
+	told    string            // the topic of the last refusal that was logged
+	parted  bool              // the library has finished with the client
+	renewed []string          // filters of the last SUBSCRIBE that it had before
+	refusal byte              // QoS of the message under way if it is refused; 0: it is not
+	waits   []<-chan struct{} // what the acknowledgement under way waits for
 
 	// Messages that the library has queued for the client, and those it has
 	// encoded since; stuckAt is where the encoder was when it did not go on.
@@ -138,7 +141,8 @@ type guard struct {
 	mu     sync.Mutex
 	room   *sync.Cond // queue has become shorter, or the guard is closed
 	queue  []byte
-	closed bool // Close was called, or the wire is dead
+	acks   []heldAck // in the order of the messages, maxHeld at most but for those sent again
+	closed bool      // Close was called, or the wire is dead
 	cause  error
 	once   sync.Once // closes dead
 }
@@ -157,7 +161,8 @@ func newGuard(w *wire, stream io.ReadWriteCloser, total *atomic.Int64) *guard {
 
 func (g *guard) Read(p []byte) (int, error) { return g.stream.Read(p) }
 
-// Write queues p. It fails once the connection is closed or its queue is full.
+// Write queues p, which is one packet. It fails once the connection is closed or
+// its queue is full.
 func (g *guard) Write(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -167,6 +172,10 @@ func (g *guard) Write(p []byte) (int, error) {
 	if len(g.queue) > maxBacklog {
 		g.cut(errSlow)
 		return 0, errSlow
+	}
+	if kind := p[0] >> 4; (kind == packets.Puback || kind == packets.Pubrec) && g.hold(p) {
+		g.wakeUp()
+		return len(p), nil
 	}
 	g.total.Add(int64(len(p)))
 	g.queue = append(g.queue, p...)
@@ -243,11 +252,13 @@ func (g *guard) reason() error {
 }
 
 // write is the guard's writer. It ends when the guard is closed and what was
-// queued is written or given up.
+// queued is written or given up; acknowledgements that are not safe by then are
+// never sent.
 func (g *guard) write() {
 	var buf []byte
 	for {
 		g.mu.Lock()
+		safe := g.letOut()
 		buf, g.queue = g.queue, buf[:0]
 		g.room.Broadcast()
 		closed, cut := g.closed, g.cause != nil
@@ -262,7 +273,10 @@ func (g *guard) write() {
 			return
 		}
 		if len(buf) == 0 {
-			<-g.wake // Close and cut wake it as well
+			select {
+			case <-g.wake: // Close and cut wake it as well
+			case <-safe:
+			}
 			continue
 		}
 		err := g.flush(buf)

@@ -240,6 +240,7 @@ func (h *hook) OnPacketRead(cl *mochi.Client, pk packets.Packet) (packets.Packet
 		}
 		readConnect(g, &pk)
 	case packets.Publish:
+		g.waits, g.refusal = nil, 0
 		if pk.TopicName != "" && (strings.HasPrefix(pk.TopicName, "$") || checkTopic(pk.TopicName) != nil) {
 			g.refused, pk.TopicName = pk.TopicName, refusedTopic
 		}
@@ -313,7 +314,10 @@ func (h *hook) OnPacketEncode(cl *mochi.Client, pk packets.Packet) packets.Packe
 	case packets.Suback, packets.Unsuback:
 		pk.PacketID = g.subID
 		g.makeRoom()
-	case packets.Puback, packets.Pubrec, packets.Pubrel, packets.Pubcomp, packets.Pingresp:
+	case packets.Puback, packets.Pubrec:
+		g.makeRoom()
+		return h.acknowledge(cl, g, pk)
+	case packets.Pubrel, packets.Pubcomp, packets.Pingresp:
 		g.makeRoom()
 	case packets.Publish:
 		g.makeRoom()
@@ -418,19 +422,14 @@ func (h *hook) OnSubscribed(cl *mochi.Client, pk packets.Packet, codes []byte) {
 func (h *hook) OnUnsubscribed(cl *mochi.Client, _ packets.Packet) { h.b.tracks.touch(cl) }
 
 // OnPublish hands a client's message to the gateway before anybody else gets
-// it, and before it is acknowledged.
+// it, and before it is acknowledged. It waits for nothing.
 func (h *hook) OnPublish(cl *mochi.Client, pk packets.Packet) (packets.Packet, error) {
 	if cl.Net.Inline {
 		return pk, nil
 	}
 	h.b.count.in.Add(1)
-	for _, safe := range h.b.handOut(&pk, h.b.origin(cl)) {
-		if g := guardOf(cl); g != nil && pk.FixedHeader.Qos > 0 {
-			select {
-			case <-safe:
-			case <-g.dead:
-			}
-		}
+	if err := h.receive(cl, &pk); err != nil {
+		return pk, err
 	}
 	if pk.FixedHeader.Retain && len(pk.Payload) > 0 && h.b.server.Topics.Retained.Len() >= maxRetained {
 		if _, has := h.b.server.Topics.Retained.Get(pk.TopicName); !has {
@@ -461,22 +460,6 @@ func (b *Broker) origin(cl *mochi.Client) mqtt.Origin {
 		o.User, o.Client = string(cl.Properties.Username), cl.ID
 	}
 	return o
-}
-
-// handOut gives a client's message to the handlers that want it, and returns
-// what it waits for before it is acknowledged.
-func (b *Broker) handOut(pk *packets.Packet, from mqtt.Origin) (waits []<-chan struct{}) {
-	from.Kept = pk.FixedHeader.Retain
-	for _, r := range *b.handlers.Load() {
-		if !r.filter.Match(pk.TopicName) {
-			continue
-		}
-		safe := r.call(mqtt.Message{Topic: pk.TopicName, Payload: pk.Payload, QoS: pk.FixedHeader.Qos}, from)
-		if safe != nil {
-			waits = append(waits, safe)
-		}
-	}
-	return waits
 }
 
 // OnPublishDropped is a message that a client did not get because too much
@@ -558,6 +541,8 @@ func (b *Broker) ended(g *guard, err error) {
 		msg = "client has a newer connection"
 	case errors.Is(err, errSlow):
 		b.count.stuck.Add(1)
+		level, msg = slog.LevelWarn, "client cut off"
+	case errors.Is(err, errFull):
 		level, msg = slog.LevelWarn, "client cut off"
 	case malformed(err):
 		b.count.malformed.Add(1)

@@ -204,6 +204,10 @@ func (ts *tracks) changes(server *mochi.Server, c change) map[string]map[place]u
 				put(subBucket, id+"\x00"+filter, subRecord(id, &sub))
 			}
 			for _, pk := range cl.State.Inflight.GetAll(false) {
+				if t.notSafe(pk.PacketID) != nil {
+					t.dirty = true // until it is
+					continue
+				}
 				if n, ok := t.order[pk.PacketID]; ok {
 					put(inflightBucket, inflightKey(id, pk.PacketID), messageRecord(&pk, id, n.seq))
 				}

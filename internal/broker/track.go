@@ -39,7 +39,8 @@ type track struct {
 	order  map[uint16]noted
 	next   int64
 	bytes  int
-	stored map[place]uint32 // what is on disk, with checksums
+	unsafe map[uint16][]<-chan struct{} // QoS 2 messages of the client's that are not safe yet
+	stored map[place]uint32             // what is on disk, with checksums
 }
 
 // will is a will that waits (MQTT 5, 3.1.3.2.2).
@@ -177,6 +178,7 @@ func (ts *tracks) parted(cl *mochi.Client, expire bool) (w *will) {
 	ts.total -= t.bytes
 	t.bytes = 0
 	clear(t.order)
+	clear(t.unsafe)
 	if len(t.stored) == 0 {
 		delete(ts.all, cl.ID) // else the saver does it
 	}
@@ -257,6 +259,7 @@ func (ts *tracks) done(cl *mochi.Client, id uint16) {
 	if _, ok := t.order[id]; ok {
 		t.note(ts, id, noted{})
 		delete(t.order, id)
+		delete(t.unsafe, id)
 		t.dirty = true
 	}
 }

@@ -68,6 +68,12 @@ type Origin struct {
 	Client string        // client id at the embedded broker, "" upstream
 	Kept   bool          // its sender asked the embedded broker to retain it; Message.Retain is true only for one that was retained before
 	Reply  func(Message) // publishes an answer there; it never blocks
+
+	// Refuse tells the sender that its message is not taken: in MQTT 5 by the
+	// reason code "quota exceeded", before by ending its connection, and not at
+	// all with QoS 0. It is for the Handler, while it runs; nil where there is
+	// nobody to be told.
+	Refuse func()
 }
 
 // Handler receives a message from a broker. It must not block: it is called
