@@ -28,10 +28,11 @@ var mayImport = map[string]string{
 	"queue":    "clock mqtt config",
 	"uplink":   "mqtt queue config quick",
 	"broker":   "mqtt config",
+	"audit":    "",
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",
-	"gateway":  "modbus point config line bus pipeline publish mqtt queue uplink broker group systemd",
+	"gateway":  "modbus point config line bus pipeline publish mqtt queue uplink broker audit group systemd",
 }
 
 // The one door of each foreign package.

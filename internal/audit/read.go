@@ -1,0 +1,269 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+)
+
+// Read calls each for every record in the data directory dir, the oldest first,
+// until each returns an error. It may be called while a Log writes there. Lines
+// that are no records are left out and counted in the error that Read then
+// returns at the end; it wraps ErrUnreadable. Whether the chain holds is for
+// Verify to say.
+func Read(dir string, each func(Record) error) error { return ReadSince(dir, time.Time{}, each) }
+
+// ReadSince is Read for what was recorded at since or later: it does not read
+// files that hold only what is older.
+func ReadSince(dir string, since time.Time, each func(Record) error) error {
+	bad := 0
+	err := scan(dir, since, func(r Record, l line) error {
+		switch {
+		case l.err != nil && !l.last:
+			bad++
+		case l.err == nil && !r.Time.Before(since):
+			return each(r)
+		}
+		return nil
+	})
+	if err == nil && bad > 0 {
+		err = fmt.Errorf("%w: %d lines are no records", ErrUnreadable, bad)
+	}
+	return err
+}
+
+// ErrUnreadable says that not all of the record can be read.
+var ErrUnreadable = errors.New("audit log is damaged")
+
+// line is where a record stands.
+type line struct {
+	file  string
+	line  int
+	sound bool  // it gives its hash
+	err   error // it is no record
+	last  bool  // it has no end, and stands at the end of the last file: it is being written, or was cut
+}
+
+// scan calls each for every line of the files.
+func scan(dir string, since time.Time, each func(Record, line) error) error {
+	folder := filepath.Join(dir, folderName)
+	numbers, err := list(folder)
+	if err != nil {
+		return err
+	}
+	from := 0
+	for i := len(numbers) - 1; i > 0 && !since.IsZero(); i-- {
+		if first, err := firstTime(filepath.Join(folder, fileName(numbers[i]))); err == nil && first.Before(since) {
+			from = i
+			break
+		}
+	}
+	for i := from; i < len(numbers); i++ {
+		at := line{file: fileName(numbers[i])}
+		f, err := os.Open(filepath.Join(folder, at.file))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed meanwhile, as the oldest
+		}
+		if err != nil {
+			return err
+		}
+		err = lines(f, func(text []byte, whole bool) error {
+			at.line++
+			var r Record
+			if r, at.sound, at.err = parse(text); !whole && at.err == nil {
+				at.err = errors.New("the line has no end")
+			}
+			at.last = !whole && i == len(numbers)-1
+			return each(r, at)
+		})
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// firstTime returns the time of the first record in a file.
+func firstTime(path string) (at time.Time, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return at, err
+	}
+	defer f.Close()
+	err = lines(f, func(text []byte, _ bool) error {
+		r, _, err := parse(text)
+		if err == nil {
+			at, err = r.Time, errEnough
+		}
+		return err
+	})
+	if errors.Is(err, errEnough) {
+		err = nil
+	}
+	return at, err
+}
+
+// maxBreaks bounds what a Report lists.
+const maxBreaks = 100
+
+// Report is what Verify found.
+type Report struct {
+	Records     uint64
+	Files       int
+	First, Last uint64    // numbers
+	From, To    time.Time // their times
+	Head        string    // hash of the last record
+	Removed     uint64    // last number that went with the oldest files, by the bound; 0: none
+	Unfinished  bool      // the last line has no end: it is being written, or was cut by a power failure and will be noted at the next start
+	Breaks      []Break   // where the chain does not hold, at most 100
+	More        int       // breaks beyond those
+}
+
+// Break is a place at which the chain does not hold.
+type Break struct {
+	File string
+	Line int    // from 1; 0: the file as a whole
+	Seq  uint64 // of the record there; 0: it cannot be told
+	What string
+}
+
+// String returns the place and what is wrong there.
+func (b Break) String() string {
+	text := b.File
+	if b.Line > 0 {
+		text += ":" + strconv.Itoa(b.Line)
+	}
+	if b.Seq > 0 {
+		text += ": record " + strconv.FormatUint(b.Seq, 10)
+	}
+	return text + ": " + b.What
+}
+
+// Verify reads the whole record in the data directory dir and checks each link
+// of the chain. It may run while a Log writes there. Its error says that the
+// files cannot be read; what is wrong in them is in the Report.
+func Verify(dir string) (Report, error) {
+	var v verifier
+	// The head is read first: the files are then as long or longer.
+	var err error
+	if v.known, err = peekHead(dir); err != nil {
+		return v.Report, err
+	}
+	if err := scan(dir, time.Time{}, v.step); err != nil {
+		return v.Report, err
+	}
+	v.end()
+	return v.Report, nil
+}
+
+// peekHead reads the head of a folder, the zero place if there is none.
+func peekHead(dir string) (place, error) {
+	f, err := os.Open(filepath.Join(dir, folderName, headName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return place{}, nil
+	}
+	if err != nil {
+		return place{}, err
+	}
+	p, err := readHead(f)
+	return p, errors.Join(err, f.Close())
+}
+
+// verifier follows the chain.
+type verifier struct {
+	Report
+	known  place  // by the head
+	before place  // the record before
+	held   string // hash of the record with the head's number
+	file   string
+	lost   uint64 // lines since the record before that are no records
+}
+
+func (v *verifier) broken(l line, seq uint64, format string, args ...any) {
+	if len(v.Breaks) == maxBreaks {
+		v.More++
+		return
+	}
+	v.Breaks = append(v.Breaks, Break{l.file, l.line, seq, fmt.Sprintf(format, args...)})
+}
+
+// step looks at one line. What is wrong with it is said once: the next line is
+// held against what it claims to be.
+func (v *verifier) step(r Record, l line) error {
+	if l.file != v.file {
+		v.Files++
+		v.file = l.file
+	}
+	if l.last {
+		v.Unfinished = true
+		return nil
+	}
+	if l.err != nil {
+		v.lost++
+		v.broken(l, 0, "is no record: %v", l.err)
+		return nil
+	}
+	v.Records++
+	next := v.before.seq + 1
+	switch {
+	case v.before.seq == 0:
+		v.First, v.From = r.Seq, r.Time
+		if r.Seq == 1 && r.Prev != start {
+			v.broken(l, r.Seq, "is not the first of all: it names one before it")
+		}
+	case r.Seq == next && r.Prev != v.before.hash:
+		v.broken(l, r.Seq, "does not follow the record %d that stands before it: that one was changed, or is another", v.before.seq)
+	case r.Seq == next, r.Seq == next+v.lost: // the lines between have been named
+	case r.Seq > next:
+		v.broken(l, r.Seq, "%s missing before it", spanOf(next, r.Seq-1))
+	default:
+		v.broken(l, r.Seq, "stands after record %d: it was moved or put in", v.before.seq)
+	}
+	if !l.sound {
+		v.broken(l, r.Seq, "was changed: its line does not give its hash")
+	}
+	if r.Event == Self {
+		switch r.Status {
+		case Removed:
+			if n, err := strconv.ParseUint(r.Value, 10, 64); err == nil {
+				v.Removed = n
+			}
+		case Damaged, Missing, Replaced:
+			v.broken(l, r.Seq, "notes: %s", r.Reason)
+		}
+	}
+	if r.Seq == v.known.seq {
+		v.held = r.Hash
+	}
+	v.before, v.lost = place{r.Seq, r.Hash}, 0
+	v.Last, v.To, v.Head = r.Seq, r.Time, r.Hash
+	return nil
+}
+
+// end looks at what the lines cannot tell: whether the beginning and the end
+// are there.
+func (v *verifier) end() {
+	head := line{file: headName}
+	switch {
+	case v.known.seq == 0 && v.Records > 0:
+		v.broken(head, 0, "is missing or empty: whether records are missing at the end cannot be told")
+	case v.known.seq > v.Last:
+		v.broken(head, v.known.seq, "was the last; %s missing at the end", spanOf(v.Last+1, v.known.seq))
+	case v.held != "" && v.held != v.known.hash:
+		v.broken(head, v.known.seq, "is not the one that was written last: it was replaced")
+	}
+	if v.First > v.Removed+1 {
+		v.broken(line{file: fileName(1)}, 0, "%s missing at the beginning, and there is no record of their removal", spanOf(v.Removed+1, v.First-1))
+	}
+}
+
+func spanOf(from, to uint64) string {
+	if from == to {
+		return fmt.Sprintf("record %d is", from)
+	}
+	return fmt.Sprintf("the records %d to %d are", from, to)
+}
