@@ -25,14 +25,15 @@ var mayImport = map[string]string{
 	"pipeline": "point",
 	"publish":  "modbus point pipeline mqtt config",
 	"clock":    "",
-	"queue":    "clock mqtt config",
+	"flash":    "",
+	"queue":    "clock mqtt config flash",
 	"uplink":   "mqtt queue config quick",
-	"broker":   "mqtt config",
+	"broker":   "mqtt config flash",
 	"audit":    "",
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",
-	"gateway":  "modbus point config line bus pipeline publish mqtt queue uplink broker audit group systemd",
+	"gateway":  "modbus point config line bus pipeline publish mqtt queue uplink broker audit group systemd flash",
 }
 
 // The one door of each foreign package.

@@ -30,6 +30,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
 )
 
@@ -504,6 +505,14 @@ func (b *Broker) Stats() Stats {
 		st.StoreError = b.store.trouble()
 	}
 	return st
+}
+
+// Flash returns what was written to the disk for sessions and retained messages.
+func (b *Broker) Flash() flash.Report {
+	if b.store == nil {
+		return flash.Report{}
+	}
+	return b.store.ledger.Report()
 }
 
 // Probe publishes a message inside the broker, waits until it has come, and

@@ -19,6 +19,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"fieldgate/internal/flash"
 )
 
 // The buckets of broker.db. A value is a CRC-32C of key and record, big-endian,
@@ -66,6 +68,8 @@ type store struct {
 	log  *slog.Logger
 	db   *bbolt.DB // nil: it could not be opened
 
+	ledger flash.Ledger // for all
+
 	records map[string]map[string][]byte // what openStore found, until taken
 	retry   time.Time
 	anew    bool // the file was begun anew since isNew was asked
@@ -109,7 +113,7 @@ func (s *store) open() error {
 	s.db = nil
 	switch err := checkFile(s.path); {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := createFile(s.path); err != nil {
+		if err := createFile(s.path, &s.ledger); err != nil {
 			return err
 		}
 	case err != nil:
@@ -121,7 +125,7 @@ func (s *store) open() error {
 		if err != nil {
 			return err
 		}
-		if s.records, dropped, err = readAll(db); err != nil {
+		if s.records, dropped, err = readAll(db, &s.ledger); err != nil {
 			return errors.Join(err, db.Close())
 		}
 		s.db = db
@@ -177,7 +181,7 @@ func (s *store) compact() error {
 		}
 	}
 	tmp := s.path + ".new"
-	err = writeFile(tmp, c)
+	err = writeFile(tmp, c, &s.ledger)
 	if err == nil {
 		err = s.db.Close()
 		s.db = nil
@@ -220,7 +224,7 @@ func (s *store) commit(c change) error {
 			s.anew, err = true, errAnew
 		}
 	} else {
-		err = guarded(func() error { return write(s.db, c) })
+		err = guarded(func() error { return write(s.db, c, &s.ledger) })
 	}
 	var p panicked
 	if errors.As(err, &p) {
@@ -292,8 +296,14 @@ func guarded(f func() error) (err error) {
 	return f()
 }
 
-func write(db *bbolt.DB, c change) error {
+// write makes c in one transaction and enters in l what that wrote: the pages
+// that it took, and a meta page, with a sync after each.
+func write(db *bbolt.DB, c change, l *flash.Ledger) error {
 	return db.Update(func(tx *bbolt.Tx) error {
+		tx.OnCommit(func() {
+			s := tx.Stats()
+			l.Add(s.GetPageAlloc()+int64(db.Info().PageSize), 2)
+		})
 		for name, records := range c {
 			b, err := tx.CreateBucketIfNotExists([]byte(name))
 			if err != nil {
@@ -315,7 +325,7 @@ func write(db *bbolt.DB, c change) error {
 }
 
 // readAll returns all good records by bucket and key, and how many were bad.
-func readAll(db *bbolt.DB) (all map[string]map[string][]byte, bad int, err error) {
+func readAll(db *bbolt.DB, l *flash.Ledger) (all map[string]map[string][]byte, bad int, err error) {
 	all = make(map[string]map[string][]byte)
 	var drop = make(change)
 	err = db.View(func(tx *bbolt.Tx) error {
@@ -342,7 +352,7 @@ func readAll(db *bbolt.DB) (all map[string]map[string][]byte, bad int, err error
 		return nil
 	})
 	if err == nil && bad > 0 {
-		err = write(db, drop)
+		err = write(db, drop, l)
 	}
 	return all, bad, err
 }
@@ -366,22 +376,23 @@ func sumOf(key string, record []byte) uint32 {
 
 // createFile makes an empty database under another name first: one that is cut
 // while it is made cannot be opened again.
-func createFile(path string) error {
+func createFile(path string, l *flash.Ledger) error {
 	tmp := path + ".new"
-	if err := writeFile(tmp, nil); err != nil {
+	if err := writeFile(tmp, nil, l); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
 	return rename(tmp, path)
 }
 
 // writeFile makes a database of c, which is synced when it returns.
-func writeFile(path string, c change) error {
+func writeFile(path string, c change, l *flash.Ledger) error {
 	return guarded(func() error {
 		db, err := bbolt.Open(path, 0o640, boltOptions())
 		if err != nil {
 			return err
 		}
-		return errors.Join(write(db, c), db.Sync(), db.Close())
+		l.Add(4*int64(db.Info().PageSize), 2) // an empty file is four pages; and the sync below
+		return errors.Join(write(db, c, l), db.Sync(), db.Close())
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
 )
 
@@ -169,7 +170,7 @@ func saved(t *testing.T, dir string) map[string]map[string][]byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all, bad, err := readAll(db)
+	all, bad, err := readAll(db, new(flash.Ledger))
 	if err != nil || bad > 0 {
 		t.Fatalf("%v, %d bad records", err, bad)
 	}
@@ -432,6 +433,9 @@ func TestCompact(t *testing.T) {
 	if err := s.commit(large); err != nil {
 		t.Fatal(err)
 	}
+	if wrote := s.ledger.Report().Total.Bytes; wrote < 10_000_000 || wrote > 11_000_000 {
+		t.Errorf("the ledger has %d bytes after ten million were written", wrote)
+	}
 	for key := range large[retainedBucket] {
 		large.set(retainedBucket, key, nil)
 	}
@@ -484,7 +488,7 @@ func FuzzRecords(f *testing.F) {
 		put(subBucket, id+"\x00"+filter, sub)
 		put(inflightBucket, inflightKey(id, 1), message)
 		put(retainedBucket, filter, message)
-		if err := writeFile(filepath.Join(dir, storeFile), c); err != nil {
+		if err := writeFile(filepath.Join(dir, storeFile), c, new(flash.Ledger)); err != nil {
 			t.Fatal(err)
 		}
 		b, err := Listen(kept(), dir, slog.New(slog.DiscardHandler))

@@ -92,6 +92,9 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		sinks[c.Name] = q
 	}
 	g.herald = newHerald(cfg.Status, g, sinks)
+	for _, w := range g.ways {
+		w.queue.OnEvent = g.herald.queueEvent(w.name)
+	}
 
 	points := 0
 	devices := make(map[string][]config.Device)

@@ -22,7 +22,8 @@ func stateMessage(topic, state string) mqtt.Message {
 }
 
 // herald publishes what the gateway says of itself: its own state on the local
-// broker (uplinks have birth and will), the state of each device, and figures.
+// broker (uplinks have birth and will), the state of each device, events, and
+// figures.
 type herald struct {
 	cfg     config.Status
 	gateway *Gateway
@@ -30,7 +31,8 @@ type herald struct {
 
 	mu      sync.Mutex
 	states  map[string]bus.State // devices whose state is still to be told
-	changed chan struct{}        // holds one token when states is not empty
+	events  []mqtt.Message       // still to be published
+	changed chan struct{}        // holds one token when states or events is not empty
 }
 
 func newHerald(cfg config.Status, g *Gateway, sinks map[string]mqtt.Sink) *herald {
@@ -46,6 +48,10 @@ func (h *herald) device(name string, state bus.State) {
 	h.mu.Lock()
 	h.states[name] = state
 	h.mu.Unlock()
+	h.wake()
+}
+
+func (h *herald) wake() {
 	select {
 	case h.changed <- struct{}{}:
 	default:
@@ -61,10 +67,12 @@ func (h *herald) run(ctx context.Context) error {
 		case <-ctx.Done():
 			last := context.WithoutCancel(ctx) // what is left to say is quick
 			h.devices(last)
+			h.tell(last)
 			h.local(last, offline)
 			return nil
 		case <-h.changed:
 			h.devices(ctx)
+			h.tell(ctx)
 		case <-tick.C:
 			h.stats(ctx)
 		}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"fieldgate/internal/bus"
+	"fieldgate/internal/flash"
 	"fieldgate/internal/line"
 	"fieldgate/internal/point"
 	"fieldgate/internal/publish"
@@ -22,6 +23,7 @@ type Status struct {
 	Uplinks map[string]UplinkStatus `json:"uplinks"`
 	Broker  *BrokerStatus           `json:"broker,omitempty"`
 	Publish PublishStatus           `json:"publish"`
+	Flash   FlashStatus             `json:"flash"`
 
 	// Warnings stand as long as the configuration is what it is: a password in
 	// it, a connection that is not encrypted.
@@ -76,9 +78,11 @@ type UplinkStatus struct {
 	Bytes    int64   `json:"queued_bytes"`
 	Age      float64 `json:"queued_age_s"`
 	Acked    uint64  `json:"acknowledged"`
-	Dropped  uint64  `json:"dropped"` // the queue was full
-	Expired  uint64  `json:"expired"` // older than max_age
-	Refused  uint64  `json:"refused"` // by the broker
+	Dropped  uint64  `json:"dropped"`               // the queue was full
+	Expired  uint64  `json:"expired"`               // older than max_age
+	Damaged  uint64  `json:"damaged"`               // could not be read from the queue's file
+	File     string  `json:"queue_fault,omitempty"` // why the queue's file takes nothing
+	Refused  uint64  `json:"refused"`               // by the broker
 	Connects uint64  `json:"connects"`
 
 	Unsubscribed []FilterStatus `json:"unsubscribed,omitempty"` // the broker refuses these
@@ -121,6 +125,13 @@ type BrokerStatus struct {
 	StoreError string `json:"store_error,omitempty"`
 }
 
+// FlashStatus is what was written to the disk.
+type FlashStatus struct {
+	All    flash.Report            `json:"all"`
+	Queues map[string]flash.Report `json:"queues"` // by uplink
+	Broker *flash.Report           `json:"broker,omitempty"`
+}
+
 // PublishStatus is what the rules made of the samples.
 type PublishStatus struct {
 	Samples  uint64 `json:"samples"`
@@ -138,6 +149,7 @@ func (g *Gateway) Status() Status {
 		Buses:   make(map[string]BusStatus, len(g.wires)),
 		Uplinks: make(map[string]UplinkStatus, len(g.ways)),
 		Publish: publishStatus(g.publish.Stats()),
+		Flash:   FlashStatus{Queues: make(map[string]flash.Report, len(g.ways))},
 
 		Warnings: g.warnings,
 	}
@@ -146,11 +158,17 @@ func (g *Gateway) Status() Status {
 		s.Buses[w.name] = busStatus(w.bus.Status(), w.bus.Diagnosis(), w.line.Stats())
 	}
 	for _, w := range g.ways {
-		s.Uplinks[w.name] = uplinkStatus(w.uplink.Status(), w.queue.Stats())
+		q := w.queue.Stats()
+		s.Uplinks[w.name] = uplinkStatus(w.uplink.Status(), q)
+		s.Flash.Queues[w.name] = q.Flash
+		s.Flash.All = s.Flash.All.Add(q.Flash)
 	}
 	if g.broker != nil {
 		b := BrokerStatus(g.broker.Stats()) // the same figures under their JSON names
 		s.Broker = &b
+		f := g.broker.Flash()
+		s.Flash.Broker = &f
+		s.Flash.All = s.Flash.All.Add(f)
 	}
 	return s
 }
@@ -191,7 +209,7 @@ func uplinkStatus(u uplink.Status, q queue.Stats) UplinkStatus {
 	s := UplinkStatus{
 		Status: u.Word, URL: u.URL, Since: timestamp(u.Since), Error: u.Err,
 		Queued: q.Messages, Bytes: q.Bytes, Age: round(q.Age.Seconds()),
-		Acked: u.Acked, Dropped: q.Dropped, Expired: q.Expired, Refused: u.Refused, Connects: u.Connects,
+		Acked: u.Acked, Dropped: q.Dropped, Expired: q.Expired, Damaged: q.Damaged, File: q.Fault, Refused: u.Refused, Connects: u.Connects,
 	}
 	if u.Version != "" {
 		s.TLS = u.Version + " " + u.Cipher

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
 )
 
@@ -549,7 +550,7 @@ func TestLocked(t *testing.T) {
 	r := start(t, dir, config.Queue{Commit: soon})
 	deliver(t, r.Queue, msg(0))
 	r.end()
-	var l ledger
+	var l flash.Ledger
 	other, err := openFile(r.file(), &l, func(uint64, []byte, bool) {})
 	if err != nil {
 		t.Fatal(err)

@@ -15,6 +15,8 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
+
+	"fieldgate/internal/flash"
 )
 
 // ErrCorrupt is wrapped by errors about a queue's file that cannot be used.
@@ -31,7 +33,14 @@ const (
 	txBytes   = 4 << 20
 
 	lockPatience = 2 * time.Second // for another process to let go of the file
+
+	// addressMost bounds the file where addresses have 32 bits: bbolt maps the
+	// whole of it in one piece.
+	addressMost = 512 << 20
 )
+
+// errLimit says that the file would grow past its limit.
+var errLimit = errors.New("file is as large as it may become")
 
 // file is the disk under a queue. It keeps records by their sequence numbers
 // and knows nothing of messages. commit, rewrite and close are for one
@@ -45,19 +54,9 @@ type file struct {
 	db       *bolt.DB
 	raw      *os.File // what db reads and writes
 	readOnly bool
+	most     int64       // bytes that it may grow to; 0: any
 	broken   atomic.Bool // bbolt has panicked: its locks may be held for ever
-	ledger   *ledger
-}
-
-// ledger is what the flash has had to bear.
-type ledger struct {
-	written atomic.Int64 // bytes
-	syncs   atomic.Int64
-}
-
-func (l *ledger) add(bytes, syncs int64) {
-	l.written.Add(bytes)
-	l.syncs.Add(syncs)
+	ledger   *flash.Ledger
 }
 
 // put is one record on its way to the file: crcBytes of room, then the record.
@@ -70,7 +69,7 @@ type put struct {
 // reading only where it may not be written. It reads all of it and calls each
 // for every record in order; ok is false for one whose checksum does not fit.
 // record is valid during the call.
-func openFile(path string, l *ledger, each func(seq uint64, record []byte, ok bool)) (*file, error) {
+func openFile(path string, l *flash.Ledger, each func(seq uint64, record []byte, ok bool)) (*file, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
@@ -97,7 +96,7 @@ func openFile(path string, l *ledger, each func(seq uint64, record []byte, ok bo
 
 // createFile makes an empty file at path and opens it. Until it is whole and on
 // disk it has another name, so that a power cut leaves either nothing or a file.
-func createFile(path string, l *ledger) (*file, error) {
+func createFile(path string, l *flash.Ledger) (*file, error) {
 	f, err := writeFile(path, l, nil)
 	if err != nil {
 		return nil, fmt.Errorf("create %s: %w", path, err)
@@ -107,7 +106,7 @@ func createFile(path string, l *ledger) (*file, error) {
 
 // writeFile makes a file with the records that fill puts into it (nil: none),
 // gives it the name path and opens it.
-func writeFile(path string, l *ledger, fill func(*bolt.Bucket) error) (*file, error) {
+func writeFile(path string, l *flash.Ledger, fill func(*bolt.Bucket) error) (*file, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -144,13 +143,13 @@ func writeFile(path string, l *ledger, fill func(*bolt.Bucket) error) (*file, er
 		return nil, err
 	}
 	f.path = path
-	l.add(f.size(), 4)
+	l.Add(f.size(), 4)
 	return f, nil
 }
 
 // mapFile opens path with bbolt, which makes it if it does not exist. look is
 // called once the file is locked and before bbolt reads it.
-func mapFile(path string, l *ledger, readOnly bool, look func(*os.File) error) (*file, error) {
+func mapFile(path string, l *flash.Ledger, readOnly bool, look func(*os.File) error) (*file, error) {
 	f := &file{path: path, readOnly: readOnly, ledger: l}
 	err := guard(func() error {
 		var err error
@@ -158,6 +157,11 @@ func mapFile(path string, l *ledger, readOnly bool, look func(*os.File) error) (
 			Timeout:      lockPatience,
 			FreelistType: bolt.FreelistMapType,
 			ReadOnly:     readOnly,
+			// In a file that is half empty the list would be written with each
+			// commit, a quarter of a megabyte. Without it bbolt looks for the free
+			// pages when it opens the file, where it ends the process over a page
+			// that is no good: inspect has seen to it that there is none.
+			NoFreelistSync: true,
 			OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
 				raw, err := os.OpenFile(path, flag, mode)
 				if err != nil {
@@ -270,10 +274,10 @@ func (f *file) load(first, last uint64, each func(seq uint64, record []byte, ok 
 	})
 }
 
-// commit deletes the records below a sequence number and adds puts, in order
-// and above all that are there, in one transaction. It returns whether there
-// is more to delete: one transaction takes only so much.
-func (f *file) commit(below uint64, puts []put) (more bool, err error) {
+// commit deletes the records below a sequence number and those of gone, and
+// adds puts, in order and above all that are there, in one transaction. It
+// returns whether there is more to delete: one transaction takes only so much.
+func (f *file) commit(below uint64, gone []uint64, puts []put) (more bool, err error) {
 	var alloc int64
 	err = f.guarded(func() error {
 		return f.db.Update(func(tx *bolt.Tx) error {
@@ -283,6 +287,14 @@ func (f *file) commit(below uint64, puts []put) (more bool, err error) {
 			}
 			b, more, err = forget(tx, b, below)
 			if err != nil {
+				return err
+			}
+			for _, seq := range gone {
+				if err := b.Delete(binary.BigEndian.AppendUint64(nil, seq)); err != nil {
+					return err
+				}
+			}
+			if err := f.room(tx, puts); err != nil {
 				return err
 			}
 			b.FillPercent = 1 // keys only rise: pages are filled to the end
@@ -303,8 +315,25 @@ func (f *file) commit(below uint64, puts []put) (more bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("write %s: %w", f.path, err)
 	}
-	f.ledger.add(alloc+int64(os.Getpagesize()), 2) // and a meta page; one sync each
+	f.ledger.Add(alloc+int64(os.Getpagesize()), 2) // and a meta page; one sync each
 	return more, nil
+}
+
+// room returns errLimit if puts would make the file larger than it may become.
+func (f *file) room(tx *bolt.Tx, puts []put) error {
+	if f.most == 0 || len(puts) == 0 {
+		return nil
+	}
+	const perRecord = 8 + elementSize // beside its bytes
+	need := int64(64 << 10)           // branches, and pages that are not full
+	for _, p := range puts {
+		need += int64(len(p.bytes)) + perRecord
+	}
+	free := int64(f.db.Stats().FreePageN) * int64(f.db.Info().PageSize)
+	if tx.Size()+max(0, need-free) > f.most {
+		return errLimit
+	}
+	return nil
 }
 
 // forget deletes the records below a sequence number, as many as one
@@ -390,7 +419,7 @@ func (f *file) abandon() {
 
 // noSpace reports whether err says that the disk is full, for all or for us.
 func noSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return errors.Is(err, errLimit) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // putAside renames a damaged file so that it is not in the way, and returns its

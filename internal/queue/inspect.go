@@ -40,6 +40,8 @@ const (
 
 	metaMagic   = 0xED0CDAED
 	metaVersion = 2
+
+	noFreeList = ^uint64(0) // in place of its page: the list is not in the file
 )
 
 // meta is what a meta page says of its file.
@@ -169,8 +171,11 @@ func (in *inspection) page(id uint64) (flags, count uint16, data []byte, err err
 	return order.Uint16(data[8:]), order.Uint16(data[10:]), data, nil
 }
 
-// freePages reads the list of pages that are free.
+// freePages reads the list of pages that are free, if it is there.
 func (in *inspection) freePages() error {
+	if in.meta.free == noFreeList {
+		return nil
+	}
 	order := binary.NativeEndian
 	flags, count, data, err := in.page(in.meta.free)
 	if err != nil {

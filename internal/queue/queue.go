@@ -10,7 +10,11 @@
 // take (it is full, read-only, damaged, slow) stays in memory, within a bound;
 // a fault of the file delays and counts, but stops nobody.
 //
-// The types are Queue, which is an mqtt.Sink, and Entry.
+// What a person answered for goes to the file at once, with DeliverNow; who must
+// know that it is there waits for that with Sync.
+//
+// The types are Queue, which is an mqtt.Sink, and Entry. Files, Export and Purge
+// look at the files of a gateway that is stopped.
 package queue
 
 import (
@@ -23,6 +27,7 @@ import (
 
 	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
+	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
 )
 
@@ -35,12 +40,13 @@ type bounds struct {
 	keep int64 // of what is in the file too
 	full int64 // unwritten messages that are written before their time
 
-	pause time.Duration // after a fault of the file, doubled with each up to pauseMost
+	pause   time.Duration // after a fault of the file, doubled with each up to pauseMost
+	patient time.Duration // for the file, with commit: 0
 }
 
 // usual is what fits a machine with 512 MB and several uplinks.
 func usual() bounds {
-	return bounds{most: 8 << 20, keep: 2 << 20, full: 2 << 20, pause: 5 * time.Second}
+	return bounds{most: 8 << 20, keep: 2 << 20, full: 2 << 20, pause: 5 * time.Second, patient: 500 * time.Millisecond}
 }
 
 // bareMost bounds a queue without a file, whatever max_bytes says.
@@ -51,7 +57,7 @@ const defaultBytes = 256 << 20
 
 // Entry is a message that waits, with its place in the order.
 type Entry struct {
-	Seq          uint64    // rises by one with each message that the queue took, restarts included; never 0
+	Seq          uint64    // rises by one with each message that the queue took; never 0. After a start it goes on behind what is in the file
 	Time         time.Time // when the queue took it, UTC, to the millisecond, by the clock as it is known now
 	mqtt.Message           // Payload belongs to the queue; do not change it
 }
@@ -72,9 +78,8 @@ type Stats struct {
 	Expired  uint64 // given up because they were older than max_age
 	Damaged  uint64 // were in the file and cannot be read
 
-	Written int64  // bytes written to the file
-	Syncs   int64  // times the file was synced
-	Fault   string // why the file does not take messages now; "" if it does
+	Flash flash.Report // what was written to the file
+	Fault string       // why the file does not take messages now; "" if it does
 }
 
 // Queue is the messages for one uplink. It is safe for use by several
@@ -83,6 +88,11 @@ type Queue struct {
 	// Clock, if not nil, puts right what was told while it was not set. It is to
 	// be set before Run.
 	Clock *clock.Clock
+
+	// OnEvent is told when messages begin to be lost and when that is over, and
+	// of faults of the file. It is called by Run, must not block, and may be nil;
+	// it is set before Run.
+	OnEvent func(Event)
 
 	cfg   config.Queue
 	log   *slog.Logger
@@ -99,15 +109,19 @@ type Queue struct {
 	purse  purse    // what may be handed out of older ones
 	synced uint64   // messages below are in the file, or gone
 	memory int64    // of chunks
+	hasty  uint64   // messages below are to be written at once
+	stale  []uint64 // in the file, done, and not at its head: to be deleted
+	behind bool     // with commit: 0, the file is slower than Deliver waits
 	stats  Stats    // Messages, Bytes, Handed and the counters
 	idle   bool     // Next waits for wake
 	closed bool
 	waits  []syncWait
 
-	wake chan struct{} // holds one token when there may be work for Next
-	kick chan struct{} // holds one token when there may be work for Run
-	ends chan struct{} // closed by Close
-	out  []Entry       // what Next returned last
+	keeping sync.Mutex    // held by Run
+	wake    chan struct{} // holds one token when there may be work for Next
+	kick    chan struct{} // holds one token when there may be work for Run
+	ends    chan struct{} // closed by Close
+	out     []Entry       // what Next returned last
 }
 
 // syncWait is a call of Sync that waits for the messages below a number.
@@ -155,22 +169,55 @@ func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) 
 // the new one that goes. Stats counts both; neither is an error.
 //
 // With commit: 0 it returns once the messages are in the file or acknowledged,
-// or ctx has ended, or the file fails.
+// or ctx has ended, or the file fails. A file that takes longer than half a
+// second is waited for once, until it has caught up: the other ways that the
+// sender's messages go must not stand still with it.
 func (q *Queue) Deliver(ctx context.Context, msgs ...mqtt.Message) error {
-	if len(msgs) == 0 {
-		return nil
-	}
-	bad, err := q.take(msgs)
+	bad, err := q.take(msgs, false)
 	if err != nil {
 		return err
 	}
-	if q.cfg.Commit == 0 && q.store != nil {
+	if q.cfg.Commit == 0 && q.store != nil && len(msgs) > 0 {
 		// The messages are in the queue whatever comes of it.
-		if err := q.Sync(ctx); err != nil && !errors.Is(err, ErrNotSafe) {
+		if err := q.syncSoon(ctx); err != nil && !errors.Is(err, ErrNotSafe) {
 			bad = errors.Join(bad, err)
 		}
 	}
 	return bad
+}
+
+// DeliverNow is Deliver for messages that are not to wait for the commit
+// interval, such as acknowledgements of commands and alarms: they go to the
+// file at once, with all that was delivered before. It returns at once too;
+// Sync tells when they are there.
+func (q *Queue) DeliverNow(_ context.Context, msgs ...mqtt.Message) error {
+	bad, err := q.take(msgs, true)
+	if err != nil {
+		return err
+	}
+	signal(q.kick)
+	return bad
+}
+
+// syncSoon is Sync with commit: 0's patience.
+func (q *Queue) syncSoon(ctx context.Context) error {
+	q.mu.Lock()
+	behind := q.behind
+	q.mu.Unlock()
+	if behind {
+		signal(q.kick)
+		return nil
+	}
+	limit, cancel := context.WithTimeout(ctx, q.patient)
+	defer cancel()
+	err := q.Sync(limit)
+	if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		q.mu.Lock()
+		q.behind = true
+		q.mu.Unlock()
+		return nil
+	}
+	return err
 }
 
 // taking is what is the same for all messages of a Deliver.
@@ -181,7 +228,9 @@ type taking struct {
 	unsynced bool
 }
 
-func (q *Queue) take(msgs []mqtt.Message) (bad, err error) {
+// take appends msgs and wakes who waits for them; hasty says that they are to be
+// written at once.
+func (q *Queue) take(msgs []mqtt.Message, hasty bool) (bad, err error) {
 	now := time.Now()
 	t := taking{wall: q.Clock.Day(now), at: now.Sub(q.start)}
 	t.stamp, t.unsynced = q.Clock.Stamp()
@@ -208,6 +257,9 @@ func (q *Queue) take(msgs []mqtt.Message) (bad, err error) {
 	}
 	if took {
 		q.rouse()
+		if hasty {
+			q.hasty = q.next()
+		}
 	}
 	return bad, nil
 }
@@ -660,12 +712,19 @@ func (q *Queue) Done(seqs ...uint64) error {
 		i := int(seq - c.first)
 		switch {
 		case c.away:
-			if q.doneAway(c, i) {
-				q.stats.Done++
+			if !q.doneAway(c, i) {
+				continue
 			}
 		case c.records[i].state != gone:
 			q.remove(ci, i)
-			q.stats.Done++
+		default:
+			continue
+		}
+		q.stats.Done++
+		// Live messages are done long before the back-fill, and must not come
+		// again after a restart. More than so many do.
+		if q.cfg.LiveFirst && seq < q.synced && seq >= q.pos && len(q.stale) < txRecords {
+			q.stale = append(q.stale, seq)
 		}
 	}
 	if len(q.waits) > 0 {
@@ -700,8 +759,14 @@ func (q *Queue) Stats() Stats {
 	s := q.stats
 	s.Memory = q.memory
 	if q.store != nil {
-		s.Written, s.Syncs, s.Fault = q.store.ledger.written.Load(), q.store.ledger.syncs.Load(), q.store.trouble()
+		s.Flash, s.Fault = q.store.ledger.Report(), q.store.trouble()
 	}
+	s.Age = q.age()
+	return s
+}
+
+// age returns how long ago the oldest message was taken, 0 if there is none.
+func (q *Queue) age() time.Duration {
 	for _, c := range q.chunks {
 		if c.live == 0 {
 			continue
@@ -713,10 +778,9 @@ func (q *Queue) Stats() Stats {
 				break
 			}
 		}
-		s.Age = time.Since(q.start) - at
-		break
+		return time.Since(q.start) - at
 	}
-	return s
+	return 0
 }
 
 // purse is the allowance of the back-fill: bytes that may be handed out now.

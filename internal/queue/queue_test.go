@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/mqtt/sinktest"
 )
@@ -31,7 +33,7 @@ func open(t testing.TB, cfg config.Queue) *Queue {
 
 // counts is s without what depends on how it is kept.
 func counts(s Stats) Stats {
-	s.Memory, s.Written, s.Syncs, s.Age = 0, 0, 0, 0
+	s.Memory, s.Flash, s.Age = 0, flash.Report{}, 0
 	return s
 }
 
@@ -257,26 +259,34 @@ func TestMaxAge(t *testing.T) {
 	})
 }
 
-func TestLossIsLoggedOnceEachWay(t *testing.T) {
+// TestLossIsToldOnceEachWay has a queue overflow, come near to it again before it
+// has room, and its messages grow too old: one line and one event for the
+// beginning and for the end of each loss, with exact counts.
+func TestLossIsToldOnceEachWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
-		q, err := Open("", "cloud", config.Queue{MaxBytes: 2 * size(msg(0)), MaxAge: time.Hour}, slog.New(slog.NewTextHandler(&out, nil)))
+		q, err := Open("", "cloud", config.Queue{MaxBytes: 16 * size(msg(10)), MaxAge: time.Hour}, slog.New(slog.NewTextHandler(&out, nil)))
 		if err != nil {
 			t.Fatal(err)
 		}
+		var events []Event
+		q.OnEvent = func(e Event) { events = append(events, e) }
 		var wg sync.WaitGroup
 		ctx, cancel := context.WithCancel(t.Context())
 		wg.Go(func() { _ = q.Run(ctx) })
 		time.Sleep(lookEvery / 2) // between two looks
-		for i := range 10 {
-			deliver(t, q, msg(i))
+		for i := range 20 {
+			deliver(t, q, msg(10+i))
 			time.Sleep(time.Second)
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) // full, and quiet
 		for i := range 3 {
-			deliver(t, q, msg(i))
+			deliver(t, q, msg(30+i))
 			time.Sleep(time.Second)
 		}
+		done(t, q, next(t, q, 16)...)
+		time.Sleep(time.Minute)
+		deliver(t, q, msg(33), msg(34), msg(35))
 		time.Sleep(2 * time.Hour)
 		cancel()
 		wg.Wait()
@@ -290,14 +300,16 @@ func TestLossIsLoggedOnceEachWay(t *testing.T) {
 		}
 		wantLines := []string{
 			`WARN msg="queue is full, messages are lost" lost=1`,
-			`INFO msg="queue has room again" lost=8`,
-			`WARN msg="queue is full, messages are lost" lost=1`,
-			`INFO msg="queue has room again" lost=3`,
-			`WARN msg="messages are older than max_age and are lost" lost=1`,
-			`INFO msg="no more messages past max_age" lost=2`,
+			`INFO msg="queue has room again" lost=7`,
+			`WARN msg="messages are older than max_age and are lost" lost=3`,
+			`INFO msg="no more messages past max_age" lost=3`,
 		}
 		if got, want := strings.Join(lines, "\n"), strings.Join(wantLines, "\n"); got != want {
 			t.Errorf("logged:\n%s\nwant:\n%s", got, want)
+		}
+		wantEvents := []Event{{Kind: Full, Lost: 1}, {Kind: Full, Over: true, Lost: 7}, {Kind: Expired, Lost: 3}, {Kind: Expired, Over: true, Lost: 3}}
+		if !slices.Equal(events, wantEvents) {
+			t.Errorf("told %+v, want %+v", events, wantEvents)
 		}
 	})
 }

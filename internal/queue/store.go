@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fieldgate/internal/clock"
+	"fieldgate/internal/flash"
 )
 
 // ErrNotSafe is what Sync answers when the file takes nothing.
@@ -23,9 +24,8 @@ var ErrNotSafe = errors.New("messages are in memory only")
 
 // Times of the file's keeper.
 const (
-	lookEvery = time.Second      // for messages past their age, and between full and not
-	calm      = 10 * time.Second // without a loss until the queue counts as no longer full
-	pauseMost = time.Minute      // after a fault of the file
+	lookEvery = time.Second // for messages past their age, and between full and not
+	pauseMost = time.Minute // after a fault of the file
 )
 
 // A file is made anew when it is larger than compactFrom and less than a
@@ -40,7 +40,8 @@ const (
 type store struct {
 	path   string
 	log    *slog.Logger
-	ledger ledger // for all
+	most   int64        // bytes that the file may grow to; 0: any
+	ledger flash.Ledger // for all
 
 	lock sync.RWMutex // held for reading by fetch while it uses file, for writing to change it
 	file *file        // nil: none, or none that can be used
@@ -61,7 +62,11 @@ type store struct {
 }
 
 func newStore(dir, name string, log *slog.Logger) *store {
-	return &store{path: filepath.Join(dir, "queue-"+url.PathEscape(name)+".db"), log: log}
+	s := &store{path: filepath.Join(dir, fileName(name)), log: log}
+	if strconv.IntSize == 32 {
+		s.most = addressMost
+	}
+	return s
 }
 
 // trouble returns why the file takes nothing, "" if it does.
@@ -76,7 +81,9 @@ func (s *store) trouble() string {
 func (s *store) use(f *file) {
 	s.lock.Lock()
 	old := s.file
-	s.file = f
+	if s.file = f; f != nil {
+		f.most = s.most
+	}
 	s.lock.Unlock()
 	if old != nil && old != f {
 		old.close()
@@ -92,30 +99,46 @@ func (s *store) reopen() error {
 		s.file.close()
 	}
 	var err error
-	s.file, err = openFile(s.path, &s.ledger, func(uint64, []byte, bool) {})
+	if s.file, err = openFile(s.path, &s.ledger, func(uint64, []byte, bool) {}); err == nil {
+		s.file.most = s.most
+	}
 	return err
 }
 
-// failed notes that the file takes nothing, and logs it if that is new. The
-// next try waits for least, and longer each time.
-func (s *store) failed(now time.Time, least time.Duration, err error) {
+// failed notes that the file takes nothing, and reports whether that is new.
+// The next try waits for least, and longer each time.
+func (s *store) failed(now time.Time, least time.Duration, err error) (isNew bool) {
 	s.pause = min(max(2*s.pause, least), pauseMost)
 	s.retry = now.Add(s.pause)
 	text := err.Error()
 	s.fault.Store(&text)
 	s.unreadable.Store(s.file == nil)
-	if !s.failing.Swap(true) {
-		s.log.Error("queue file takes nothing, messages stay in memory", "err", err)
-	}
+	return !s.failing.Swap(true)
 }
 
-// worked notes that the file took what it was given.
-func (s *store) worked() {
+// worked notes that the file took what it was given, and reports whether that
+// is new.
+func (s *store) worked() (isNew bool) {
 	s.pause = 0
 	s.fault.Store(nil)
 	s.unreadable.Store(false)
-	if s.failing.Swap(false) {
-		s.log.Info("queue file takes messages again", "file", s.path)
+	return s.failing.Swap(false)
+}
+
+// fileFailed notes that the file takes nothing, and tells it once.
+func (q *Queue) fileFailed(now time.Time, err error) {
+	if q.store.failed(now, q.pause, err) {
+		q.log.Error("queue file takes nothing, messages stay in memory", "err", err)
+		q.tell(Event{Kind: FileFault, Reason: err.Error()})
+	}
+}
+
+// fileWorked notes that the file took what it was given, and tells when it
+// begins to.
+func (q *Queue) fileWorked() {
+	if q.store.worked() {
+		q.log.Info("queue file takes messages again", "file", q.store.path)
+		q.tell(Event{Kind: FileFault, Over: true})
 	}
 }
 
@@ -125,6 +148,8 @@ func (s *store) worked() {
 // and all that waits is in the file. A queue with a file hands nothing out
 // before Run has read it.
 func (q *Queue) Run(ctx context.Context) error {
+	q.keeping.Lock()
+	defer q.keeping.Unlock()
 	if q.store != nil {
 		q.index(ctx)
 	}
@@ -134,7 +159,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	}
 	tick := time.NewTicker(period)
 	defer tick.Stop()
-	var full, aged, broken lossLog
+	var losses losses
 	var looked time.Time
 	for {
 		select {
@@ -153,34 +178,7 @@ func (q *Queue) Run(ctx context.Context) error {
 		}
 		looked = now
 		q.Clock.Look()
-		q.mu.Lock()
-		q.expire(now.Sub(q.start))
-		s := q.stats
-		q.mu.Unlock()
-		full.look(q.log, now, s.Dropped, "queue is full, messages are lost", "queue has room again")
-		aged.look(q.log, now, s.Expired, "messages are older than max_age and are lost", "no more messages past max_age")
-		broken.look(q.log, now, s.Damaged, "messages in the queue file cannot be read and are lost", "queue file can be read again")
-	}
-}
-
-// lossLog logs the beginning and the end of a loss once each.
-type lossLog struct {
-	seen   uint64    // the counter at the last look
-	before uint64    // the counter when the loss began
-	last   time.Time // when the counter last rose; zero: no loss now
-}
-
-func (l *lossLog) look(log *slog.Logger, now time.Time, count uint64, began, ended string) {
-	switch {
-	case count > l.seen:
-		if l.last.IsZero() {
-			l.before = l.seen
-			log.Warn(began, "lost", count-l.seen)
-		}
-		l.seen, l.last = count, now
-	case !l.last.IsZero() && now.Sub(l.last) >= calm:
-		log.Info(ended, "lost", count-l.before)
-		l.last = time.Time{}
+		q.lookForLosses(now, &losses)
 	}
 }
 
@@ -208,7 +206,7 @@ func (q *Queue) index(ctx context.Context) {
 		// What is in it cannot be told apart from what will be: it is left as it
 		// is for the next start.
 		s.off = true
-		s.failed(time.Now(), q.pause, err)
+		q.fileFailed(time.Now(), err)
 	}
 
 	q.mu.Lock()
@@ -404,11 +402,15 @@ func (q *Queue) persist(all bool) {
 		q.mu.Lock()
 		puts, upTo, bytes := q.due(all, now)
 		below := q.head()
+		stale := len(q.stale)
+		if len(puts) == 0 {
+			q.behind = false
+		}
 		q.mu.Unlock()
-		if len(puts) == 0 && !q.forgettable(all, below, now) {
+		if len(puts) == 0 && !q.forgettable(all, below, stale > 0, now) {
 			return
 		}
-		more, err := q.write(below, puts)
+		more, err := q.write(below, q.takeStale(below), puts)
 		if err != nil {
 			if q.writeFailed(now, err, bytes) {
 				continue
@@ -416,7 +418,7 @@ func (q *Queue) persist(all bool) {
 			q.giveUpWaits()
 			return
 		}
-		s.worked()
+		q.fileWorked()
 		if s.first, s.end = below, max(s.end, upTo); more {
 			s.first = 0
 		}
@@ -434,7 +436,8 @@ func (q *Queue) persist(all bool) {
 // due returns what is to be written now, the number after the last of it, and
 // its bytes: nothing, or all that is not in the file (within the bounds of a
 // transaction), once the oldest of it is as old as the commit interval, Sync
-// waits for it, it takes too much memory, or with all.
+// waits for it, DeliverNow brought some of it, it takes too much memory, or with
+// all.
 func (q *Queue) due(all bool, now time.Time) (puts []put, upTo uint64, bytes int64) {
 	if !q.ready {
 		return nil, 0, 0
@@ -445,7 +448,7 @@ func (q *Queue) due(all bool, now time.Time) (puts []put, upTo uint64, bytes int
 	}
 	age := now.Sub(q.start) - c.records[i].at
 	// The next look is a quarter of the interval away.
-	if !all && age < q.cfg.Commit*3/4 && len(q.waits) == 0 && q.unwritten() < q.full {
+	if !all && age < q.cfg.Commit*3/4 && len(q.waits) == 0 && q.hasty <= q.synced && q.unwritten() < q.full {
 		return nil, q.synced, 0
 	}
 	for ci := q.locate(q.synced); ci < len(q.chunks); ci++ {
@@ -478,9 +481,9 @@ func (q *Queue) unwritten() (n int64) {
 }
 
 // forgettable reports whether it is time to delete what is done from the file.
-func (q *Queue) forgettable(all bool, below uint64, now time.Time) bool {
+func (q *Queue) forgettable(all bool, below uint64, stale bool, now time.Time) bool {
 	s := q.store
-	if s.end <= s.first || below <= s.first {
+	if (s.end <= s.first || below <= s.first) && !stale {
 		return false
 	}
 	if !s.dirty {
@@ -489,8 +492,23 @@ func (q *Queue) forgettable(all bool, below uint64, now time.Time) bool {
 	return all || now.Sub(s.since) >= max(q.cfg.Commit, lookEvery)*3/4
 }
 
+// takeStale returns the messages from a sequence number on that are to be
+// deleted from the file, and forgets them: should that fail they may come again.
+func (q *Queue) takeStale(from uint64) []uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	gone := q.stale[:0]
+	for _, seq := range q.stale {
+		if seq >= from {
+			gone = append(gone, seq)
+		}
+	}
+	q.stale = nil
+	return gone
+}
+
 // write opens the file if it must, and commits.
-func (q *Queue) write(below uint64, puts []put) (more bool, err error) {
+func (q *Queue) write(below uint64, gone []uint64, puts []put) (more bool, err error) {
 	s := q.store
 	if s.file != nil && s.file.readOnly {
 		// To open it means to read all of it: not as long as it is of no use.
@@ -513,7 +531,7 @@ func (q *Queue) write(below uint64, puts []put) (more bool, err error) {
 			return false, err
 		}
 	}
-	return s.file.commit(below, puts)
+	return s.file.commit(below, gone, puts)
 }
 
 // writeFailed deals with a commit of so many bytes that failed, and reports
@@ -533,7 +551,7 @@ func (q *Queue) writeFailed(now time.Time, err error, bytes int64) (again bool) 
 		q.setAside(err)
 		return !s.off
 	}
-	s.failed(now, q.pause, err)
+	q.fileFailed(now, err)
 	return false
 }
 
@@ -558,7 +576,7 @@ func (q *Queue) makeSpace(bytes int64) bool {
 	if !dropped {
 		return false
 	}
-	if _, err := s.file.commit(below, nil); err != nil {
+	if _, err := s.file.commit(below, nil, nil); err != nil {
 		_ = s.reopen() // whoever needs it next says what is wrong
 		return false
 	}
@@ -579,10 +597,10 @@ func (q *Queue) mend(now time.Time) bool {
 			return false
 		}
 	default:
-		s.failed(now, q.pause, err)
+		q.fileFailed(now, err)
 		return false
 	}
-	s.worked()
+	q.fileWorked()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.pos, q.live = 0, 0 // what was passed over comes now
@@ -596,9 +614,10 @@ func (q *Queue) setAside(err error) {
 	s.use(nil)
 	if aside, rerr := putAside(s.path); rerr != nil {
 		s.off = true
-		s.failed(time.Now(), q.pause, errors.Join(err, fmt.Errorf("put aside: %w", rerr)))
+		q.fileFailed(time.Now(), errors.Join(err, fmt.Errorf("put aside: %w", rerr)))
 	} else {
 		s.log.Error("queue file is damaged and was put aside, going on with an empty one", "err", err, "file", aside)
+		q.tell(Event{Kind: PutAside, Reason: err.Error(), File: aside})
 	}
 	q.forgetFile()
 }
@@ -619,7 +638,7 @@ func (q *Queue) forgetFile() {
 		}
 	}
 	q.trim()
-	q.synced = 0
+	q.synced, q.stale = 0, nil
 	q.rouse()
 }
 
@@ -657,7 +676,8 @@ func (q *Queue) giveUpWaits() {
 
 // Close writes what waits to the file and ends the queue: a waiting Next
 // returns, and every later call answers ErrClosed. What is in no file is lost
-// with the process; its number is logged. Run must have ended.
+// with the process; its number is logged. If Run hangs on a disk that does not
+// answer, the file is left to it.
 func (q *Queue) Close() error {
 	q.mu.Lock()
 	closed := q.closed
@@ -668,9 +688,12 @@ func (q *Queue) Close() error {
 		return nil
 	}
 	close(q.ends)
-	if q.store != nil && ready {
-		q.persist(true)
-		q.store.use(nil)
+	if q.store != nil && q.keeping.TryLock() {
+		if ready {
+			q.persist(true)
+			q.store.use(nil)
+		}
+		q.keeping.Unlock()
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
 )
 
@@ -159,7 +160,7 @@ func TestNothingIsWrittenWhileHealthy(t *testing.T) {
 		numbered(t, r.all(1), i)
 		time.Sleep(5 * time.Millisecond)
 	}
-	if s := r.Stats(); s.Written != 0 || s.Syncs != 0 {
+	if s := r.Stats(); s.Flash.Total.Bytes != 0 || s.Flash.Total.Syncs != 0 {
 		t.Errorf("Stats = %+v, want nothing written", s)
 	}
 	if _, err := os.Stat(r.file()); !errors.Is(err, os.ErrNotExist) {
@@ -204,7 +205,7 @@ func TestSurvivesRestart(t *testing.T) {
 	// What is done is gone after the next start; the rest comes again, and new
 	// messages come after it.
 	done(t, r.Queue, got[0].Seq, got[1].Seq)
-	eventually(t, "forgotten", func() bool { return r.Stats().Syncs > 0 })
+	eventually(t, "forgotten", func() bool { return r.Stats().Flash.Total.Syncs > 0 })
 	r.end()
 	r = start(t, dir, config.Queue{Commit: soon})
 	deliver(t, r.Queue, mqtt.Message{Topic: "new", Payload: []byte("new")})
@@ -273,10 +274,10 @@ func TestSync(t *testing.T) {
 	}
 	wg.Wait()
 	s := r.Stats()
-	if s.Syncs > 250 {
-		t.Errorf("%d syncs for 200 messages of 20 callers, want them shared", s.Syncs)
+	if s.Flash.Total.Syncs > 250 {
+		t.Errorf("%d syncs for 200 messages of 20 callers, want them shared", s.Flash.Total.Syncs)
 	}
-	t.Logf("200 messages, %d syncs, %d bytes", s.Syncs, s.Written)
+	t.Logf("200 messages, %d syncs, %d bytes", s.Flash.Total.Syncs, s.Flash.Total.Bytes)
 	r = start(t, r.snapshot(), config.Queue{Commit: time.Hour})
 	eventually(t, "read", func() bool { return r.Stats().Found == 200 })
 
@@ -309,6 +310,78 @@ func TestCommitZero(t *testing.T) {
 			numbered(t, start(t, r.snapshot(), config.Queue{}).all(i+1), 0)
 		}
 	}
+}
+
+// TestDeliverNow has its messages in the file at once, with all before them,
+// and those after them wait as ever.
+func TestDeliverNow(t *testing.T) {
+	t.Parallel()
+	r := start(t, t.TempDir(), config.Queue{Commit: time.Hour})
+	deliver(t, r.Queue, msg(0))
+	if err := r.DeliverNow(t.Context(), msg(1)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "written", func() bool { return r.Stats().Flash.Total.Bytes > 0 })
+	deliver(t, r.Queue, msg(2))
+	time.Sleep(2 * lookEvery)
+	numbered(t, start(t, r.snapshot(), config.Queue{}).all(2), 0)
+	if err := r.DeliverNow(t.Context(), mqtt.Message{Topic: "#"}); !errors.Is(err, mqtt.ErrInvalid) {
+		t.Errorf("DeliverNow of a bad topic = %v", err)
+	}
+}
+
+// TestLiveMessagesDoNotComeAgain sends live messages while old ones wait, with a
+// link slower than the commit interval: those that are done are not in the file.
+func TestLiveMessagesDoNotComeAgain(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	r := startWith(t, dir, config.Queue{Commit: soon, LiveFirst: true}, small())
+	const old, live = 5000, 3000
+	for i := range old {
+		deliver(t, r.Queue, msg(i))
+	}
+	r.sync()
+	r.Rewind() // the connection is up
+	for i := 0; i < live; i += 500 {
+		for j := range 500 {
+			deliver(t, r.Queue, msg(old+i+j))
+		}
+		r.sync()
+		numbered(t, r.all(500), old+i)
+	}
+	eventually(t, "deleted", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.stale) == 0 })
+	time.Sleep(50 * time.Millisecond)
+	r = startWith(t, r.snapshot(), config.Queue{Commit: soon}, small())
+	deliver(t, r.Queue, msg(old))
+	numbered(t, r.all(old+1), 0)
+}
+
+// TestFileLimit fills a file that may not grow any further: the oldest messages
+// make room in it, as they do on a disk that is full.
+func TestFileLimit(t *testing.T) {
+	t.Parallel()
+	r := startWith(t, t.TempDir(), config.Queue{Commit: soon}, small())
+	deliver(t, r.Queue, msg(0))
+	r.sync()
+	const most = 1 << 20
+	r.store.most, r.store.file.most = most, most // Run looks at them after the next message
+	const n = 60_000
+	for i := 1; i < n; i++ {
+		deliver(t, r.Queue, msg(i))
+		if i%1000 == 0 {
+			r.sync()
+		}
+	}
+	r.sync()
+	info, err := os.Stat(r.file())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := r.Stats()
+	if info.Size() > most*5/4 || s.Dropped == 0 || s.Messages < 5000 || int(s.Dropped)+s.Messages != n {
+		t.Errorf("file of %d bytes, Stats %+v", info.Size(), s)
+	}
+	numbered(t, r.all(s.Messages), n-s.Messages)
 }
 
 // small makes chunks go away at once.
@@ -387,9 +460,9 @@ func TestBytesWritten(t *testing.T) {
 	}
 	r.end()
 	s := r.Stats()
-	t.Logf("outage %d B a message, %d syncs; with the drain %d B, %d syncs", outage.Written/n, outage.Syncs, s.Written/n, s.Syncs)
-	if s.Written/n > 150 {
-		t.Errorf("%d bytes written a message, want at most 150", s.Written/n)
+	t.Logf("outage %d B a message, %d syncs; with the drain %d B, %d syncs", outage.Flash.Total.Bytes/n, outage.Flash.Total.Syncs, s.Flash.Total.Bytes/n, s.Flash.Total.Syncs)
+	if s.Flash.Total.Bytes/n > 150 {
+		t.Errorf("%d bytes written a message, want at most 150", s.Flash.Total.Bytes/n)
 	}
 }
 
@@ -544,7 +617,7 @@ func TestFileAgainstModel(t *testing.T) {
 			r.end()
 			// Messages that were done out of order may be in the file still: they
 			// come again. What is not done must be there.
-			var l ledger
+			var l flash.Ledger
 			inFile := map[uint64]bool{}
 			var entries []modelEntry
 			f, err := openFile(r.file(), &l, func(seq uint64, _ []byte, ok bool) {
@@ -568,6 +641,58 @@ func TestFileAgainstModel(t *testing.T) {
 		if got, want := r.Stats(), m.stats(); got.Messages != want.Messages || got.Handed != want.Handed || got.Damaged != 0 || got.Dropped != 0 {
 			t.Fatalf("Stats = %+v, want %+v", got, want)
 		}
+	}
+}
+
+// TestCommitZeroOnASlowDisk waits for the disk once, and then for nothing until it
+// has caught up: whoever delivers has others to serve.
+func TestCommitZeroOnASlowDisk(t *testing.T) {
+	t.Parallel()
+	r := start(t, t.TempDir(), config.Queue{})
+	deliver(t, r.Queue, msg(0))
+	tx, err := r.store.file.db.Begin(true) // Run's next commit waits for it
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	const n = 2000
+	for i := 1; i < n; i++ {
+		deliver(t, r.Queue, msg(i))
+	}
+	if d := time.Since(begin); d < usual().patient || d > 5*usual().patient {
+		t.Errorf("%d messages took %v, want one wait of %v", n, d, usual().patient)
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "caught up", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return !r.behind })
+	deliver(t, r.Queue, msg(n))
+	numbered(t, start(t, r.snapshot(), config.Queue{}).all(n+1), 0)
+}
+
+// TestCloseBesideAHungDisk ends in time though Run waits for the disk.
+func TestCloseBesideAHungDisk(t *testing.T) {
+	t.Parallel()
+	r := start(t, t.TempDir(), config.Queue{Commit: soon})
+	deliver(t, r.Queue, msg(0))
+	r.sync()
+	tx, err := r.store.file.db.Begin(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	deliver(t, r.Queue, msg(1))
+	closed := make(chan error)
+	go func() { closed <- r.Close() }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("Close waits for the disk")
+	}
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -25,7 +25,7 @@ func TestOutageWithRestart(t *testing.T) {
 	r := runIn(t, dir, cfg, nil)
 	r.publish(t, 0, 1000, 1)
 	r.drained(t)
-	if s := r.q.Stats(); s.Written != 0 {
+	if s := r.q.Stats(); s.Flash.Total.Bytes != 0 {
 		t.Errorf("queue %+v, want nothing written", s)
 	}
 	k.setRefuse(true)

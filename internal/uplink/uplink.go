@@ -284,7 +284,8 @@ func (u *Uplink) receive(m mqtt.Message) (safe []<-chan struct{}) {
 }
 
 func (u *Uplink) reply(m mqtt.Message) {
-	if err := u.q.Deliver(context.Background(), m); err != nil {
+	// It answers for something that was done: no power cut may take it.
+	if err := u.q.DeliverNow(context.Background(), m); err != nil {
 		u.log.Error("reply is lost", "topic", m.Topic, "err", err)
 	}
 }

@@ -1,0 +1,67 @@
+package gateway
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/point"
+	"fieldgate/internal/queue"
+)
+
+// eventsMost is how many events may wait to be published: the oldest goes.
+const eventsMost = 100
+
+// event is a message on …/event (SPEC 4).
+type event struct {
+	Event  string `json:"event"`
+	State  string `json:"state,omitempty"` // begins or ends; "" for what has no end
+	Uplink string `json:"uplink,omitempty"`
+	Lost   uint64 `json:"lost,omitempty"` // messages: so far, or at the end in all
+	Reason string `json:"reason,omitempty"`
+	File   string `json:"file,omitempty"`
+	Time   string `json:"timestamp"`
+}
+
+// queueEvent returns what takes the events of the queue of an uplink.
+func (h *herald) queueEvent(uplink string) func(queue.Event) {
+	return func(e queue.Event) {
+		state := "begins"
+		switch {
+		case e.Kind == queue.PutAside:
+			state = ""
+		case e.Over:
+			state = "ends"
+		}
+		h.event(event{Event: e.Kind, State: state, Uplink: uplink, Lost: e.Lost, Reason: e.Reason, File: e.File})
+	}
+}
+
+// event notes that something has happened now. It never blocks.
+func (h *herald) event(e event) {
+	e.Time = point.Timestamp(time.Now())
+	payload, err := json.Marshal(e)
+	if err != nil {
+		h.gateway.log.Error("write event", "err", err)
+		return
+	}
+	h.mu.Lock()
+	if len(h.events) == eventsMost {
+		h.events = h.events[1:]
+	}
+	h.events = append(h.events, mqtt.Message{Topic: h.cfg.Topic + "/event", Payload: payload, QoS: 1})
+	h.mu.Unlock()
+	h.wake()
+}
+
+// tell publishes the events that wait.
+func (h *herald) tell(ctx context.Context) {
+	h.mu.Lock()
+	events := h.events
+	h.events = nil
+	h.mu.Unlock()
+	for _, m := range events {
+		h.all(ctx, m)
+	}
+}
