@@ -67,6 +67,14 @@ func (s SecretSource) IsZero() bool {
 	return s.Plain.IsZero() && s.File == "" && s.Env == "" && s.Credential == ""
 }
 
+// Path returns the file that the secret is read from, "" where it is none.
+func (s SecretSource) Path() string {
+	if dir := os.Getenv("CREDENTIALS_DIRECTORY"); s.File == "" && s.Credential != "" && dir != "" {
+		return filepath.Join(dir, s.Credential)
+	}
+	return s.File
+}
+
 // maxSecret is the longest secret file in bytes.
 const maxSecret = 64 << 10
 

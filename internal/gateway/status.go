@@ -85,7 +85,19 @@ type UplinkStatus struct {
 	Refused  uint64  `json:"refused"`               // by the broker
 	Connects uint64  `json:"connects"`
 
-	Unsubscribed []FilterStatus `json:"unsubscribed,omitempty"` // the broker refuses these
+	Certificates []CertificateStatus `json:"certificates,omitempty"` // of the connection, or the last one
+	ChainLength  int                 `json:"chain_length,omitempty"` // of the broker's certificate
+	Unsubscribed []FilterStatus      `json:"unsubscribed,omitempty"` // the broker refuses these
+}
+
+// CertificateStatus is a certificate that an uplink is connected with.
+type CertificateStatus struct {
+	Whose       string  `json:"whose"` // broker; authority: one that signed the broker's and ends first; own
+	Subject     string  `json:"subject"`
+	Issuer      string  `json:"issuer"`
+	Fingerprint string  `json:"fingerprint"` // SHA-256
+	Ends        *string `json:"ends"`
+	DaysLeft    int     `json:"days_left"` // below 0: it has ended
 }
 
 // FilterStatus is a topic filter that an upstream broker does not serve.
@@ -214,6 +226,13 @@ func uplinkStatus(u uplink.Status, q queue.Stats) UplinkStatus {
 	if u.Version != "" {
 		s.TLS = u.Version + " " + u.Cipher
 	}
+	for _, c := range u.Certs {
+		s.Certificates = append(s.Certificates, CertificateStatus{
+			Whose: c.Whose, Subject: c.Subject, Issuer: c.Issuer, Fingerprint: c.Fingerprint,
+			Ends: timestamp(c.NotAfter), DaysLeft: c.DaysLeft(time.Now()),
+		})
+	}
+	s.ChainLength = u.Chain
 	for _, f := range u.Unsubscribed {
 		s.Unsubscribed = append(s.Unsubscribed, FilterStatus{string(f.Filter), f.Err})
 	}

@@ -5,9 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,9 +31,8 @@ const (
 	// (max_inflight_messages); it completes the flow of any more, and loses them.
 	exactWidth = 16
 
-	// pingTimeout leaves a ping time behind what waits in the send buffer of a
-	// slow link.
-	pingTimeout = 30 * time.Second
+	// pingPatience is the longest time that a ping's answer is waited for.
+	pingPatience = 30 * time.Second
 
 	connectTimeout = 10 * time.Second // where the configuration has none
 	writePatience  = 10 * time.Second // for one write, see wire
@@ -68,6 +67,9 @@ type ConnState struct {
 	Word    string // Connected, Connected (TLS), Connected (WS), Connected (WSS)
 	Version string // "TLS 1.3", "" without
 	Cipher  string
+
+	Certs []Certificate // with TLS: the broker's, one of its authorities if that ends before, ours
+	Chain int           // length of the broker's chain
 }
 
 // Conn is one connection to one broker, from CONNECT to its end. It never
@@ -83,6 +85,10 @@ type ConnState struct {
 type Conn struct {
 	State ConnState
 
+	url      *url.URL
+	patience time.Duration // to open such a connection
+	silence  time.Duration // on the link, after which it counts as dead; 0: none
+
 	client  paho.Client
 	wire    *wire
 	win     *window
@@ -93,7 +99,7 @@ type Conn struct {
 	qosMin  uint8
 	qosMax  uint8 // 1 where QoS 2 would not be safe
 
-	answering sync.WaitGroup // acknowledge
+	serving sync.WaitGroup
 
 	closing  atomic.Bool   // Close was called
 	pahoGone chan struct{} // closed when paho has given the connection up
@@ -129,7 +135,10 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 		o.MaxPacket = MaxPacket
 	}
 	c := &Conn{
-		State:    describe(u, stream.tls),
+		State:    describe(u, stream),
+		url:      u,
+		patience: cfg.ConnectTimeout,
+		silence:  silence(cfg.Keepalive),
 		wire:     newWire(stream, o.MaxPacket, writePatience),
 		win:      newWindow(o.Width),
 		inbox:    newInbox(),
@@ -164,7 +173,8 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 		_ = c.wire.Close()
 		return nil, orStopped(ctx, connectFault(err, cfg, u.Scheme))
 	}
-	c.answering.Go(c.acknowledge) // ends with the wire; Close waits for it
+	c.serving.Go(c.acknowledge) // both end with the wire; Close waits for them
+	c.serving.Go(c.listen)
 	return c, nil
 }
 
@@ -185,7 +195,7 @@ func (c *Conn) options(cfg config.Uplink, u *url.URL, password config.Secret, o 
 	p.SetProtocolVersion(4) // else a refused login is tried twice
 	p.SetCleanSession(cfg.CleanSession)
 	p.SetKeepAlive(cfg.Keepalive)
-	p.SetPingTimeout(pingTimeout)
+	p.SetPingTimeout(math.MaxInt64) // see listen
 	p.SetConnectTimeout(cfg.ConnectTimeout)
 	p.SetWriteTimeout(writePatience) // for SUBSCRIBE to be taken
 	p.SetAutoReconnect(false)
@@ -208,7 +218,7 @@ func (c *Conn) options(cfg config.Uplink, u *url.URL, password config.Secret, o 
 }
 
 // describe gives the status words of SPEC "uplink".
-func describe(u *url.URL, state *tls.ConnectionState) ConnState {
+func describe(u *url.URL, made stream) ConnState {
 	var s ConnState
 	switch u.Scheme {
 	case "mqtts":
@@ -220,10 +230,49 @@ func describe(u *url.URL, state *tls.ConnectionState) ConnState {
 	default:
 		s.Word = "Connected"
 	}
-	if state != nil {
+	if state := made.tls; state != nil {
 		s.Version, s.Cipher = tls.VersionName(state.Version), tls.CipherSuiteName(state.CipherSuite)
+		s.Certs, s.Chain = certificates(state, made.own)
 	}
 	return s
+}
+
+// checkEvery is how often paho looks whether it is time for a ping.
+func checkEvery(keepalive time.Duration) time.Duration {
+	if keepalive > 10*time.Second {
+		return 5 * time.Second
+	}
+	return keepalive / 4
+}
+
+// silence is how long a link with such a keep-alive may bring nothing: paho
+// pings after that time, as soon as it looks, and an answer may take half as long
+// again, which is when the broker gives us up (clause 3.1.2.10).
+func silence(keepalive time.Duration) time.Duration {
+	return keepalive + checkEvery(keepalive) + min(keepalive/2, pingPatience)
+}
+
+// listen ends a connection on which nothing has come for too long. paho would
+// ask for the answer to its ping alone; here whatever comes is a sign of life,
+// and what waits to be sent before the ping has its time.
+func (c *Conn) listen() {
+	if c.silence == 0 {
+		return
+	}
+	look := time.NewTicker(c.silence / 16)
+	defer look.Stop()
+	for {
+		select {
+		case <-look.C:
+		case <-c.Lost():
+			return
+		}
+		before := time.Duration(min(c.wire.unsent(), unsentMost)) * time.Second / slowest
+		if c.wire.silent() > c.silence+before {
+			c.abort(&Fault{Step: StepSession, Text: fmt.Sprintf("the link is dead: nothing comes from the broker for %v, not even the answer to a ping", c.silence)})
+			return
+		}
+	}
 }
 
 // onAcks is called by the reader.
@@ -253,9 +302,6 @@ func (c *Conn) Err() error {
 	case <-c.pahoGone:
 	case <-time.After(goodbye):
 		return sessionFault(err)
-	}
-	if strings.Contains(c.pahoErr.Error(), "pingresp") {
-		return &Fault{Step: StepSession, Text: fmt.Sprintf("the link is dead: no answer to a keep-alive ping within %v", pingTimeout), Err: c.pahoErr}
 	}
 	return sessionFault(c.pahoErr)
 }
@@ -451,7 +497,7 @@ func (c *Conn) Close() {
 	c.closing.Store(true)
 	c.client.Disconnect(uint(goodbye.Milliseconds()))
 	_ = c.wire.Close()
-	c.answering.Wait()
+	c.serving.Wait()
 }
 
 // noStore keeps nothing: a Conn never sends twice, see queue.

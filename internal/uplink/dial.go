@@ -3,6 +3,7 @@ package uplink
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -65,13 +66,13 @@ func dial(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Durat
 	stop := context.AfterFunc(ctx, func() { _ = s.tcp.SetDeadline(longAgo) })
 	defer stop()
 	if u.Scheme == "mqtts" || u.Scheme == "wss" {
-		secure, err := handshake(ctx, cfg, u, conn, timeout)
+		secure, own, err := handshake(ctx, cfg, u, conn, timeout)
 		if err != nil {
 			_ = conn.Close()
 			return stream{}, err
 		}
 		state := secure.ConnectionState()
-		s.Conn, s.tls = secure, &state
+		s.Conn, s.tls, s.own = secure, &state, own
 	}
 	if u.Scheme == "ws" || u.Scheme == "wss" {
 		if s.Conn, err = upgrade(ctx, u, s.Conn, timeout); err != nil {
@@ -91,26 +92,32 @@ type stream struct {
 	net.Conn                      // what MQTT is spoken on
 	tcp      net.Conn             // what it is made of: TCP, to the broker or the proxy
 	tls      *tls.ConnectionState // nil without TLS to the broker
+	own      *x509.Certificate    // nil without a client certificate
 }
 
-func handshake(ctx context.Context, cfg config.Uplink, u *url.URL, conn net.Conn, timeout time.Duration) (*tls.Conn, error) {
+// handshake returns the connection and the certificate that we have for it, nil
+// without one.
+func handshake(ctx context.Context, cfg config.Uplink, u *url.URL, conn net.Conn, timeout time.Duration) (*tls.Conn, *x509.Certificate, error) {
 	c, err := tlsConfig(cfg.TLS, u.Hostname())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if u.Scheme == "wss" && len(c.NextProtos) == 0 {
 		c.NextProtos = []string{"http/1.1"} // a server that prefers HTTP/2 could not upgrade
 	}
 	secure := tls.Client(conn, c)
 	if err := secure.HandshakeContext(ctx); err != nil {
-		return nil, tlsFault(err, c.ServerName, timeout)
+		return nil, nil, tlsFault(err, c.ServerName, timeout)
 	}
-	return secure, nil
+	if len(c.Certificates) > 0 {
+		return secure, c.Certificates[0].Leaf, nil
+	}
+	return secure, nil, nil
 }
 
 // userTimeout is how long sent data may stay unacknowledged by the other end's
-// TCP before the kernel gives the connection up. Without it a dead link is
-// noticed only by a keep-alive ping.
+// TCP before the kernel gives the connection up, if the keep-alive is not
+// shorter. Without it a dead link is noticed only by a keep-alive ping.
 const userTimeout = 20 * time.Second
 
 // unsentMost is how many bytes may wait in the kernel before they are sent. It
@@ -119,13 +126,17 @@ const userTimeout = 20 * time.Second
 const unsentMost = 64 << 10
 
 func dialTCP(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Duration) (net.Conn, error) {
+	patience := userTimeout
+	if cfg.Keepalive > 0 {
+		patience = min(patience, cfg.Keepalive*3/2)
+	}
 	d := &net.Dialer{
 		KeepAlive: -1, // MQTT pings keep the connection alive
 		Control: func(_, _ string, c syscall.RawConn) error {
 			var errs error
 			err := c.Control(func(fd uintptr) {
 				errs = errors.Join(
-					unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(userTimeout.Milliseconds())),
+					unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(patience.Milliseconds())),
 					unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsentMost),
 				)
 			})

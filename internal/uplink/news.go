@@ -18,9 +18,10 @@ type news struct {
 	short int             // connections in a row that did not last
 }
 
-// connected notes a connection that has proved itself.
+// connected notes a connection that has proved itself. One that follows another
+// in good order is no news.
 func (n *news) connected(s Status) {
-	if n.short < 2 {
+	if n.short < 2 && !n.up {
 		n.tellConnected(s)
 	}
 }
@@ -37,6 +38,10 @@ func (n *news) tellConnected(s Status) {
 	args := []any{"url", s.URL, "as", s.Word}
 	if s.Version != "" {
 		args = append(args, "tls", s.Version, "cipher", s.Cipher)
+	}
+	if len(s.Certs) > 0 {
+		c := s.Certs[0]
+		args = append(args, "certificate", c.Subject, "issuer", c.Issuer, "fingerprint", c.Fingerprint, "chain", s.Chain, "ends", day(c.NotAfter))
 	}
 	n.log.Info("uplink connected", args...)
 	n.up, n.told = true, nil

@@ -49,6 +49,11 @@ type Status struct {
 	Cipher    string
 	InFlight  int // sent and not acknowledged
 
+	// Certs are those of the connection, or of the last one that there was; Chain
+	// is the length of the broker's chain. Neither changes once returned.
+	Certs []Certificate
+	Chain int
+
 	Err   string    // the last fault, with what to do; kept while connected
 	ErrAt time.Time // when; zero: there was none
 
@@ -67,6 +72,7 @@ type Uplink struct {
 	subs        []Subscription
 
 	ackPatience, stopPatience time.Duration
+	lookEvery, lookAgain      time.Duration
 
 	// Of Run alone.
 	log        *slog.Logger
@@ -74,6 +80,7 @@ type Uplink struct {
 	backoff    backoff
 	quarrel    quarrel
 	subscriber *subscriber
+	certNews   certNews
 	stateFails int       // connections in a row that ended over the birth
 	noState    time.Time // neither will nor birth until then
 
@@ -99,9 +106,12 @@ func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, subs []Sub
 		subs:         subs,
 		ackPatience:  ackPatience,
 		stopPatience: stopPatience,
+		lookEvery:    lookEvery,
+		lookAgain:    lookAgain,
 		log:          log,
 		backoff:      backoff{least: waitLeast, most: waitMost},
 		news:         news{log: log},
+		certNews:     certNews{log: log},
 		status:       Status{Word: "Connecting", Since: time.Now()},
 	}
 	u.subscriber = newSubscriber(subs, log, u.setUnsubscribed)
@@ -117,6 +127,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 		lasted, err := u.live(ctx)
 		if ctx.Err() != nil {
 			break
+		}
+		if errors.Is(err, errRenew) {
+			continue
 		}
 		fault := u.failed(err, lasted)
 		wait := time.NewTimer(u.backoff.next(time.Now(), fault.Refused))
@@ -143,16 +156,26 @@ func (u *Uplink) Status() Status {
 	return s
 }
 
-// setStatus changes the words; the last fault stays.
+// setStatus changes the words; the last fault stays, and what certificates there
+// were.
 func (u *Uplink) setStatus(s Status) Status {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s.Err, s.ErrAt = u.status.Err, u.status.ErrAt
+	if !s.Connected {
+		s.Certs, s.Chain = u.status.Certs, u.status.Chain
+	}
 	if s.Since = u.status.Since; s.Word != u.status.Word || s.URL != u.status.URL {
 		s.Since = time.Now()
 	}
 	u.status = s
 	return s
+}
+
+func (u *Uplink) setCerts(certs []Certificate) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.status.Certs = certs
 }
 
 func (u *Uplink) setUnsubscribed(l []Unsubscribed) {
@@ -186,6 +209,7 @@ func (u *Uplink) failed(err error, lasted time.Duration) *Fault {
 // live makes one connection and returns when it has ended: how long it lasted
 // since it proved itself, and why it ended, nil if ctx has.
 func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
+	files := newFiles(u.cfg) // before they are read
 	c, shown, err := u.connect(ctx)
 	if err != nil {
 		return 0, err
@@ -205,14 +229,14 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 	}
 	u.q.Rewind() // what comes from now on is live, what waits is back-fill
 	start := time.Now()
-	s := u.setStatus(Status{Connected: true, Word: c.State.Word, URL: shown, Version: c.State.Version, Cipher: c.State.Cipher})
+	s := u.setStatus(Status{Connected: true, Word: c.State.Word, URL: shown, Version: c.State.Version, Cipher: c.State.Cipher, Certs: c.State.Certs, Chain: c.State.Chain})
 	u.news.connected(s)
-	last, err := u.serve(ctx, c, func() {
+	last, err := u.serve(ctx, c, files, func() {
 		u.backoff.reset()
 		u.news.lasting(s)
 	})
 	lasted = time.Since(start)
-	if err != nil {
+	if err != nil && !errors.Is(err, errRenew) {
 		u.judge(c, lasted, last, err)
 	}
 	return lasted, err
@@ -336,19 +360,22 @@ func (u *Uplink) unanswered(n int) *Fault {
 	}
 }
 
-// serve sends on c until the connection has ended (why) or ctx has (nil). It
-// returns the entry that was sent last if messages go one at a time. lasting is
-// called once c has lasted for the time called healthy.
-func (u *Uplink) serve(ctx context.Context, c *Conn, lasting func()) (last queue.Entry, err error) {
-	var asking sync.WaitGroup
-	defer asking.Wait()
+// serve sends on c until the connection has ended (why), ctx has (nil), or what
+// c was made with has changed (errRenew). It returns the entry that was sent last
+// if messages go one at a time. lasting is called once c has lasted for the time
+// called healthy.
+func (u *Uplink) serve(ctx context.Context, c *Conn, files *files, lasting func()) (last queue.Entry, err error) {
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	sending, cancel := context.WithCancel(ctx)
 	defer cancel()
-	asking.Go(func() { u.subscriber.again(sending, c, u.ackPatience) }) // ends with c, or with sending
+	renew, hold := make(chan struct{}, 1), make(chan struct{})
+	beside.Go(func() { u.subscriber.again(sending, c, u.ackPatience) }) // both end with c, or with sending
+	beside.Go(func() { u.care(sending, c, files, renew) })
 	pumped := make(chan struct{})
-	go func() { // ends with c, or with sending once nothing is left
+	go func() { // ends with c, with hold, or with sending once nothing is left
 		defer close(pumped)
-		last = u.pump(sending, c)
+		last = u.pump(sending, c, hold)
 	}()
 
 	watch := time.NewTicker(u.ackPatience / 4)
@@ -358,6 +385,7 @@ func (u *Uplink) serve(ctx context.Context, c *Conn, lasting func()) (last queue
 	stopping := ctx.Done()
 	var deadline <-chan time.Time
 	var idle <-chan struct{} // what stopping waits for: first the sender, then the window
+	renewing := false
 	for {
 		select {
 		case <-c.Lost():
@@ -376,22 +404,37 @@ func (u *Uplink) serve(ctx context.Context, c *Conn, lasting func()) (last queue
 			t := time.NewTimer(u.stopPatience)
 			defer t.Stop()
 			deadline = t.C
+		case <-renew:
+			renewing, idle = true, pumped
+			close(hold)
+			cancel()
+			t := time.NewTimer(drainPatience)
+			defer t.Stop()
+			deadline = t.C
 		case <-idle:
 			if c.win.flight().n > 0 {
 				idle = c.win.idle
 				continue
 			}
+			if renewing && ctx.Err() == nil {
+				return last, errRenew
+			}
 			u.goodbye(c)
 			return last, nil
 		case <-deadline:
+			if renewing && ctx.Err() == nil {
+				<-pumped
+				return last, errRenew // the next connection sends again what is in flight
+			}
 			c.abort(&Fault{Step: StepSession, Text: fmt.Sprintf("not all was sent within %v of the stop", u.stopPatience)})
 		}
 	}
 }
 
-// pump sends what is in the queue until c has ended, or ctx has and the queue
-// is empty. It returns the entry sent last if messages go one at a time.
-func (u *Uplink) pump(ctx context.Context, c *Conn) (last queue.Entry) {
+// pump sends what is in the queue until c has ended or hold is closed, or ctx has
+// ended and the queue is empty. Who closes hold ends ctx too. It returns the entry
+// sent last if messages go one at a time.
+func (u *Uplink) pump(ctx context.Context, c *Conn, hold <-chan struct{}) (last queue.Entry) {
 	var written []uint64
 	for {
 		n, err := c.waitRoom()
@@ -401,6 +444,11 @@ func (u *Uplink) pump(ctx context.Context, c *Conn) (last queue.Entry) {
 		entries, err := u.q.Next(ctx, n)
 		if err != nil {
 			return last // ctx has ended and nothing is left, or the queue is closed
+		}
+		select {
+		case <-hold:
+			return last
+		default:
 		}
 		if entries = u.withoutBanned(entries); len(entries) == 0 {
 			continue

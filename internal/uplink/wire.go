@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,6 +38,8 @@ type wire struct {
 	tcp   syscall.RawConn // below Conn; nil if it is no TCP socket
 	hurry func() bool     // reports whether to ask the kernel to acknowledge at once
 
+	heard   atomic.Int64 // when something came last, in nanoseconds since born
+	born    time.Time
 	in      *bufio.Reader
 	pass    int // bytes of a packet that are still to go to paho
 	greeted bool
@@ -54,13 +57,39 @@ type wire struct {
 const slowest = 1024
 
 func newWire(s stream, most int, patient time.Duration) *wire {
-	w := &wire{Conn: s.Conn, most: most, patient: patient, in: bufio.NewReaderSize(s.Conn, 4096), lost: make(chan struct{})}
+	w := &wire{Conn: s.Conn, most: most, patient: patient, born: time.Now(), lost: make(chan struct{})}
+	w.in = bufio.NewReaderSize(ear{w}, 4096)
 	if tcp, ok := s.tcp.(syscall.Conn); ok {
 		if raw, err := tcp.SyscallConn(); err == nil {
 			w.tcp = raw
 		}
 	}
 	return w
+}
+
+// ear reads from the network for a wire, and notes when something comes.
+type ear struct{ w *wire }
+
+func (e ear) Read(p []byte) (int, error) {
+	n, err := e.w.Conn.Read(p)
+	if n > 0 {
+		e.w.heard.Store(int64(time.Since(e.w.born)))
+	}
+	return n, err
+}
+
+// silent returns how long nothing has come.
+func (w *wire) silent() time.Duration {
+	return time.Since(w.born) - time.Duration(w.heard.Load())
+}
+
+// unsent returns how many bytes wait in the kernel, or are on their way and not
+// acknowledged by the other end's TCP.
+func (w *wire) unsent() (n int) {
+	if w.tcp != nil {
+		_ = w.tcp.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	}
+	return n
 }
 
 // end closes the wire because of err; the first cause stays.
