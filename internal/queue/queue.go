@@ -117,6 +117,10 @@ type Queue struct {
 	closed bool
 	waits  []syncWait
 
+	promises []promise   // of Accept, in order
+	wanted   time.Time   // when the first of them asks for the file; zero: there is none
+	alarm    *time.Timer // rings then
+
 	keeping sync.Mutex    // held by Run
 	wake    chan struct{} // holds one token when there may be work for Next
 	kick    chan struct{} // holds one token when there may be work for Run
@@ -173,7 +177,7 @@ func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) 
 // second is waited for once, until it has caught up: the other ways that the
 // sender's messages go must not stand still with it.
 func (q *Queue) Deliver(ctx context.Context, msgs ...mqtt.Message) error {
-	bad, err := q.take(msgs, false)
+	_, bad, err := q.take(msgs, false)
 	if err != nil {
 		return err
 	}
@@ -191,7 +195,7 @@ func (q *Queue) Deliver(ctx context.Context, msgs ...mqtt.Message) error {
 // file at once, with all that was delivered before. It returns at once too;
 // Sync tells when they are there.
 func (q *Queue) DeliverNow(_ context.Context, msgs ...mqtt.Message) error {
-	bad, err := q.take(msgs, true)
+	_, bad, err := q.take(msgs, true)
 	if err != nil {
 		return err
 	}
@@ -228,18 +232,18 @@ type taking struct {
 	unsynced bool
 }
 
-// take appends msgs and wakes who waits for them; hasty says that they are to be
-// written at once.
-func (q *Queue) take(msgs []mqtt.Message, hasty bool) (bad, err error) {
+// take appends msgs, wakes who waits for them and returns how many it took; bad
+// names those that cannot be published. hasty says that they are to be written
+// at once.
+func (q *Queue) take(msgs []mqtt.Message, hasty bool) (took int, bad, err error) {
 	now := time.Now()
 	t := taking{wall: q.Clock.Day(now), at: now.Sub(q.start)}
 	t.stamp, t.unsynced = q.Clock.Stamp()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.closed {
-		return nil, ErrClosed
+		return 0, nil, ErrClosed
 	}
-	took := false
 	for i := range msgs {
 		if err := msgs[i].Check(); err != nil {
 			bad = errors.Join(bad, fmt.Errorf("queue: %w", err))
@@ -252,16 +256,16 @@ func (q *Queue) take(msgs []mqtt.Message, hasty bool) (bad, err error) {
 			}
 		}
 		if q.add(m, t) {
-			took = true
+			took++
 		}
 	}
-	if took {
+	if took > 0 {
 		q.rouse()
 		if hasty {
 			q.hasty = q.next()
 		}
 	}
-	return bad, nil
+	return took, bad, nil
 }
 
 // rouse wakes Next if it waits.
@@ -727,7 +731,7 @@ func (q *Queue) Done(seqs ...uint64) error {
 			q.stale = append(q.stale, seq)
 		}
 	}
-	if len(q.waits) > 0 {
+	if len(q.waits)+len(q.promises) > 0 {
 		q.release()
 	}
 	return nil

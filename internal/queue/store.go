@@ -229,6 +229,9 @@ func (q *Queue) index(ctx context.Context) {
 		for i := range q.waits {
 			q.waits[i].below += base
 		}
+		for i := range q.promises {
+			q.promises[i].below += base
+		}
 		for q.stats.Bytes > q.cfg.MaxBytes && q.dropOldest() {
 		}
 		q.log.Info("queue file holds messages of an earlier run", "messages", q.stats.Found, "file", s.path)
@@ -346,9 +349,10 @@ func (q *Queue) Sync(ctx context.Context) error {
 	}
 }
 
-// release ends the waits of Sync that are fulfilled.
+// release ends the waits of Sync and Accept that are fulfilled.
 func (q *Queue) release() {
 	q.unsynced()
+	q.keepPromises()
 	left := q.waits[:0]
 	for _, w := range q.waits {
 		if w.below <= q.synced {
@@ -435,20 +439,21 @@ func (q *Queue) persist(all bool) {
 
 // due returns what is to be written now, the number after the last of it, and
 // its bytes: nothing, or all that is not in the file (within the bounds of a
-// transaction), once the oldest of it is as old as the commit interval, Sync
-// waits for it, DeliverNow brought some of it, it takes too much memory, or with
-// all.
+// transaction), once the oldest of it is as old as the commit interval, Sync or
+// Accept waits for it, DeliverNow brought some of it, it takes too much memory,
+// or with all.
 func (q *Queue) due(all bool, now time.Time) (puts []put, upTo uint64, bytes int64) {
 	if !q.ready {
 		return nil, 0, 0
 	}
 	c, i, ok := q.unsynced()
 	if !ok {
+		q.release() // of what was dropped, too
 		return nil, q.synced, 0
 	}
 	age := now.Sub(q.start) - c.records[i].at
 	// The next look is a quarter of the interval away.
-	if !all && age < q.cfg.Commit*3/4 && len(q.waits) == 0 && q.hasty <= q.synced && q.unwritten() < q.full {
+	if !all && age < q.cfg.Commit*3/4 && len(q.waits) == 0 && !q.late(now) && q.hasty <= q.synced && q.unwritten() < q.full {
 		return nil, q.synced, 0
 	}
 	for ci := q.locate(q.synced); ci < len(q.chunks); ci++ {
