@@ -29,7 +29,7 @@ var mayImport = map[string]string{
 	"queue":    "clock mqtt config flash",
 	"uplink":   "mqtt queue config quick",
 	"broker":   "mqtt config flash",
-	"audit":    "",
+	"audit":    "flash",
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",

@@ -47,6 +47,7 @@ func commands() []command {
 		{"check", "say what is wrong with a configuration, line by line", cmdCheck},
 		{"plan", "the requests, bus load and messages that come of a configuration", cmdPlan},
 		{"schema", "print the JSON Schema of the configuration", cmdSchema},
+		{"audit", "who wrote what: ls, verify, export", cmdAudit},
 		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode", cmdModbus},
 		{"mqtt", "speak MQTT directly: pub, sub", cmdMQTT},
 		{"simulate", "Modbus devices with waveforms and faults, TCP and serial", cmdSimulate},

@@ -92,13 +92,7 @@ func loadConfig(a *app) (*config.Config, []publish.Topic, error) {
 
 // dataDir returns the folder for what must survive a restart, made if need be.
 func dataDir(dir string) (string, error) {
-	if dir == "" {
-		// systemd names several with colons between them; ours is the first.
-		dir, _, _ = strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
-	}
-	if dir == "" {
-		dir = "/var/lib/fieldgate"
-	}
+	dir = dataPath(dir)
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", fmt.Errorf("data directory: %w; name another with --data DIR", err)
 	}
@@ -108,6 +102,18 @@ func dataDir(dir string) (string, error) {
 	}
 	err = probe.Close()
 	return filepath.Clean(dir), errors.Join(err, os.Remove(probe.Name()))
+}
+
+// dataPath returns the data directory that an option names, or its default.
+func dataPath(dir string) string {
+	if dir == "" {
+		// systemd names several with colons between them; ours is the first.
+		dir, _, _ = strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
+	}
+	if dir == "" {
+		dir = "/var/lib/fieldgate"
+	}
+	return dir
 }
 
 func newLog(w io.Writer, cfg config.Log) *slog.Logger {

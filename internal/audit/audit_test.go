@@ -373,7 +373,7 @@ func TestRotate(t *testing.T) {
 	}
 	s := l.Stats()
 	t.Logf("%d records in %v: %+v", n, time.Since(begin), s)
-	if s.Written == 0 || s.Syncs < n/2 {
+	if s.Flash.Total.Bytes == 0 || s.Flash.Total.Syncs < n/2 {
 		t.Errorf("Stats = %+v", s)
 	}
 	if strings.Contains(log.String(), "level=") {
@@ -442,10 +442,10 @@ func TestShared(t *testing.T) {
 	if r := whole(t, dir); r.Records != callers*each {
 		t.Errorf("Verify = %+v", r)
 	}
-	if s := l.Stats(); s.Syncs > callers*each/2 {
-		t.Errorf("%d syncs for %d records", s.Syncs, s.Records)
+	if s := l.Stats(); s.Flash.Total.Syncs > callers*each/2 {
+		t.Errorf("%d syncs for %d records", s.Flash.Total.Syncs, s.Records)
 	} else {
-		t.Logf("%d syncs, %d bytes for %d records", s.Syncs, s.Written, s.Records)
+		t.Logf("%d syncs, %d bytes for %d records", s.Flash.Total.Syncs, s.Flash.Total.Bytes, s.Records)
 	}
 	if !slices.IsSorted(seen) || len(seen) != callers*each {
 		t.Errorf("OnRecord saw %v", seen)

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fieldgate/internal/flash"
 )
 
 // Bounds of the folder. A write leaves about 1 KB: two records. 64 MiB are then
@@ -47,9 +49,8 @@ type Stats struct {
 	Seq        uint64 // number of the last record of all
 	Records    uint64 // written
 	Unrecorded uint64 // not taken because the disk took none
-	Written    int64  // bytes to the disk, in whole pages of the file
-	Syncs      int64
 	Fault      string // why nothing is taken now; "" if it is
+	Flash      flash.Report
 }
 
 // Log is the writer's end of the record. It is safe for use by several
@@ -81,8 +82,8 @@ type Log struct {
 	failure error     // what the last try to open it said
 	failing bool
 
+	ledger             flash.Ledger // in whole pages
 	seq, records, lost atomic.Uint64
-	written, syncs     atomic.Int64
 	fault              atomic.Pointer[string]
 }
 
@@ -238,7 +239,7 @@ func (l *Log) write(group []*entry) error {
 	if err := l.head.write(last); err != nil {
 		l.log.Warn("audit log: a missing end would not be seen", "err", err)
 	}
-	l.written.Add(int64(os.Getpagesize()))
+	l.ledger.Add(int64(os.Getpagesize()), 0) // at most: the head is written when the system likes
 	l.last, l.notes, l.missed = last, nil, missed{}
 	l.seq.Store(last.seq)
 	l.records.Add(uint64(len(records)))
@@ -325,8 +326,7 @@ func (l *Log) begin(data []byte, last place) error {
 // another, and syncs.
 func (l *Log) spent(from, to int64, syncs int64) {
 	page := int64(os.Getpagesize())
-	l.written.Add((to+page-1)/page*page - from/page*page)
-	l.syncs.Add(syncs)
+	l.ledger.Add((to+page-1)/page*page-from/page*page, syncs)
 }
 
 // retire removes the oldest files, above the bound, after a record of that.
@@ -535,7 +535,7 @@ func (l *Log) worked() {
 func (l *Log) Stats() Stats {
 	s := Stats{
 		Seq: l.seq.Load(), Records: l.records.Load(), Unrecorded: l.lost.Load(),
-		Written: l.written.Load(), Syncs: l.syncs.Load(),
+		Flash: l.ledger.Report(),
 	}
 	if text := l.fault.Load(); text != nil {
 		s.Fault = *text

@@ -5,13 +5,15 @@ import (
 	"encoding/json"
 	"time"
 
+	"fieldgate/internal/audit"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
 	"fieldgate/internal/queue"
 )
 
-// eventsMost is how many events may wait to be published: the oldest goes.
-const eventsMost = 100
+// eventsMost is how many events may wait to be published: the oldest goes, and
+// is counted.
+const eventsMost = 256
 
 // event is a message on …/event (SPEC 4).
 type event struct {
@@ -46,13 +48,30 @@ func (h *herald) event(e event) {
 		h.gateway.log.Error("write event", "err", err)
 		return
 	}
+	h.say(payload)
+}
+
+// record publishes a record of the audit log as it stands in the file, with its
+// hash. It never blocks.
+func (h *herald) record(r audit.Record) { h.say(r.JSON()) }
+
+// say has an event published.
+func (h *herald) say(payload []byte) {
 	h.mu.Lock()
 	if len(h.events) == eventsMost {
 		h.events = h.events[1:]
+		h.unsaid++
 	}
 	h.events = append(h.events, mqtt.Message{Topic: h.cfg.Topic + "/event", Payload: payload, QoS: 1})
 	h.mu.Unlock()
 	h.wake()
+}
+
+// eventsDropped returns how many events found no room to wait.
+func (h *herald) eventsDropped() uint64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.unsaid
 }
 
 // tell publishes the events that wait.

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"time"
 
+	"fieldgate/internal/audit"
 	"fieldgate/internal/broker"
 	"fieldgate/internal/bus"
 	"fieldgate/internal/config"
@@ -45,6 +46,7 @@ type Gateway struct {
 	ways     []way
 	broker   *broker.Broker // nil: none
 	publish  *publish.Publisher
+	audit    *audit.Log // nil: nothing can be written
 	herald   *herald
 }
 
@@ -94,6 +96,14 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	g.herald = newHerald(cfg.Status, g, sinks)
 	for _, w := range g.ways {
 		w.queue.OnEvent = g.herald.queueEvent(w.name)
+	}
+
+	if writable(cfg.Devices) {
+		l, err := audit.Open(dir, audit.Options{OnRecord: g.herald.record}, part(log, "audit", ""))
+		if err != nil {
+			return nil, errors.Join(err, g.abandon())
+		}
+		g.audit = l
 	}
 
 	points := 0
@@ -159,7 +169,7 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	if err := parts.Stop(stopLimit); err != nil {
 		g.log.Error("stop", "err", err)
 	}
-	if err := g.closeQueues(); err != nil {
+	if err := g.closeFiles(); err != nil {
 		g.log.Error("stop", "err", err)
 	}
 	return failed
@@ -167,14 +177,29 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 
 // abandon closes what Open has opened, when there will be no Run.
 func (g *Gateway) abandon() error {
-	err := g.closeQueues()
+	err := g.closeFiles()
 	if g.broker != nil {
 		err = errors.Join(err, g.broker.Close())
 	}
 	return err
 }
 
-func (g *Gateway) closeQueues() (err error) {
+// writable reports whether any point may be written.
+func writable(devices []config.Device) bool {
+	for _, d := range devices {
+		for i := range d.Points {
+			if d.Points[i].Write != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (g *Gateway) closeFiles() (err error) {
+	if g.audit != nil {
+		err = g.audit.Close()
+	}
 	for _, w := range g.ways {
 		err = errors.Join(err, w.queue.Close())
 	}

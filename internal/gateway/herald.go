@@ -32,6 +32,7 @@ type herald struct {
 	mu      sync.Mutex
 	states  map[string]bus.State // devices whose state is still to be told
 	events  []mqtt.Message       // still to be published
+	unsaid  uint64               // events that found no room there
 	changed chan struct{}        // holds one token when states or events is not empty
 }
 

@@ -23,7 +23,10 @@ type Status struct {
 	Uplinks map[string]UplinkStatus `json:"uplinks"`
 	Broker  *BrokerStatus           `json:"broker,omitempty"`
 	Publish PublishStatus           `json:"publish"`
+	Audit   *AuditStatus            `json:"audit,omitempty"`
 	Flash   FlashStatus             `json:"flash"`
+
+	EventsDropped uint64 `json:"events_dropped"` // that were not published on …/event
 
 	// Warnings stand as long as the configuration is what it is: a password in
 	// it, a connection that is not encrypted.
@@ -137,11 +140,20 @@ type BrokerStatus struct {
 	StoreError string `json:"store_error,omitempty"`
 }
 
+// AuditStatus is the record of who wrote what.
+type AuditStatus struct {
+	Seq        uint64 `json:"seq"`        // of the last record of all
+	Records    uint64 `json:"records"`    // since the start
+	Unrecorded uint64 `json:"unrecorded"` // not taken because the disk took none
+	Error      string `json:"error,omitempty"`
+}
+
 // FlashStatus is what was written to the disk.
 type FlashStatus struct {
 	All    flash.Report            `json:"all"`
 	Queues map[string]flash.Report `json:"queues"` // by uplink
 	Broker *flash.Report           `json:"broker,omitempty"`
+	Audit  *flash.Report           `json:"audit,omitempty"`
 }
 
 // PublishStatus is what the rules made of the samples.
@@ -174,6 +186,13 @@ func (g *Gateway) Status() Status {
 		s.Uplinks[w.name] = uplinkStatus(w.uplink.Status(), q)
 		s.Flash.Queues[w.name] = q.Flash
 		s.Flash.All = s.Flash.All.Add(q.Flash)
+	}
+	s.EventsDropped = g.herald.eventsDropped()
+	if g.audit != nil {
+		a := g.audit.Stats()
+		s.Audit = &AuditStatus{a.Seq, a.Records, a.Unrecorded, a.Fault}
+		s.Flash.Audit = &a.Flash
+		s.Flash.All = s.Flash.All.Add(a.Flash)
 	}
 	if g.broker != nil {
 		b := BrokerStatus(g.broker.Stats()) // the same figures under their JSON names
