@@ -69,6 +69,31 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// What docs/audit.md shows is what the commands print.
+func TestAuditDocs(t *testing.T) {
+	script, err := os.ReadFile("testdata/audit/audit.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := 0
+	for _, block := range strings.Split(string(page), "```\n") {
+		if !strings.HasPrefix(block, "$ ") {
+			continue
+		}
+		shown++
+		if !strings.Contains(string(script), strings.ReplaceAll(block, "$ fieldgate ", "$ ")) {
+			t.Errorf("docs/audit.md shows what no script prints:\n%s", block)
+		}
+	}
+	if shown < 4 {
+		t.Errorf("%d blocks found in docs/audit.md", shown)
+	}
+}
+
 // auditDirs makes the data directories of the scripts.
 func auditDirs(t *testing.T) {
 	t.Helper()
