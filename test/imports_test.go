@@ -23,7 +23,7 @@ var mayImport = map[string]string{
 	"simulate": "modbus point config",
 	"probe":    "modbus point",
 	"pipeline": "point",
-	"publish":  "modbus point pipeline mqtt config",
+	"publish":  "clock modbus point pipeline mqtt config",
 	"clock":    "",
 	"flash":    "",
 	"queue":    "clock mqtt config flash",
@@ -33,7 +33,7 @@ var mayImport = map[string]string{
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",
-	"gateway":  "modbus point config line bus pipeline publish mqtt queue uplink broker audit group systemd flash",
+	"gateway":  "clock modbus point config line bus pipeline publish mqtt queue uplink broker audit group systemd flash",
 }
 
 // The one door of each foreign package.

@@ -21,7 +21,7 @@ func (b *Bus) Read(ctx context.Context, ids ...point.ID) ([]point.Sample, error)
 	samples := make([]point.Sample, len(ids))
 	var asks []*ask
 	for n, id := range ids {
-		samples[n] = point.Sample{ID: id, Quality: point.Bad, Time: time.Now().UTC()}
+		samples[n] = point.Sample{ID: id, Quality: point.Bad, Time: time.Now()}
 		at, err := b.find(id)
 		if err != nil {
 			return samples, fmt.Errorf("bus %s: read %s: %w", b.cfg.Name, id, err)
@@ -164,7 +164,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 		}
 		for _, s := range o.read.slots {
 			pt := &d.points[s.point]
-			sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: o.ended.UTC()}
+			sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: o.ended}
 			v, err := pt.Decode(b.regs[s.offset : s.offset+s.n])
 			if err == nil {
 				sample.Value, sample.Quality = v, point.Good
@@ -187,7 +187,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 		repeat()
 	default:
 		for _, s := range o.read.slots {
-			a.add(point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended.UTC()}, int(s.point), o.sent)
+			a.add(point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended}, int(s.point), o.sent)
 			d.had[s.point] = false
 		}
 		d.readOnce(now)

@@ -623,7 +623,7 @@ func (b *Bus) emitAllBad(d *device) {
 	if len(d.points) == 0 || d.broadcast {
 		return
 	}
-	now := time.Now().UTC()
+	now := time.Now()
 	s := b.Scratch.take(len(d.points))
 	for i := range d.points {
 		s.batch = append(s.batch, point.Sample{ID: d.points[i].ID, Quality: point.Bad, Time: now})

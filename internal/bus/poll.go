@@ -483,7 +483,7 @@ func (b *Bus) collect(batch []point.Sample, p *poll, res *result, now instant) [
 	} else {
 		res.at = b.start.Add(now)
 	}
-	at := res.at.UTC()
+	at := res.at
 	for _, s := range res.r.slots {
 		if !p.due[s.class] {
 			continue

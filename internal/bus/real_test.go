@@ -88,6 +88,9 @@ func TestRealLines(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				for _, s := range samples {
+					if s.Time == s.Time.Round(0) {
+						t.Errorf("%v has no monotonic reading", s)
+					}
 					if s.Quality != point.Good {
 						continue
 					}

@@ -31,7 +31,7 @@
 // While it is Unset, zero does not change: one wrong time is as good as another,
 // and what was said in it can be put right by one number, Shift.
 //
-// The type to know is Clock; Stamp is what one has to keep of it.
+// The type to know is Clock; Stamp is what one has to keep of it beside a time.
 package clock
 
 import (
@@ -92,9 +92,13 @@ type Clock struct {
 	up     time.Duration // of the machine at origin
 	unset  Stamp         // of what is told while the clock is Unset
 
+	number uint64 // see First
+	path   string // of the file that Run writes
+
 	view atomic.Pointer[view]
-	ask  atomic.Int64 // no question to Vouch before this moment, in ns since origin
-	seen atomic.Int64 // zero by the last reading, believed or not
+	news chan struct{} // holds one token when the state has changed
+	ask  atomic.Int64  // no question to Vouch before this moment, in ns since origin
+	seen atomic.Int64  // zero by the last reading, believed or not
 
 	mu sync.Mutex // for the change of all three
 }
@@ -112,11 +116,12 @@ const never = int64(^uint64(0) >> 1)
 // New returns a clock that has had its first look at src.
 func New(src Source, log *slog.Logger) *Clock {
 	day, moment := src.Now()
-	c := &Clock{src: src, log: log, origin: moment, up: src.Up(moment)}
+	c := &Clock{src: src, log: log, origin: moment, up: src.Up(moment), news: make(chan struct{}, 1)}
 	zero := day.UnixNano()
 	c.seen.Store(zero)
 	v := &view{zero: zero}
 	c.unset = c.stamp(v)
+	c.number = uint64(max(0, floorDiv(zero, int64(time.Millisecond))))
 	synced, doubt := src.Vouch(day)
 	v.state = stateOf(synced, doubt)
 	if v.state == Unset {
@@ -220,7 +225,14 @@ func (c *Clock) look() {
 	default:
 		return
 	}
+	changed := v.state != c.view.Load().state
 	c.view.Store(&v)
+	if changed {
+		select {
+		case c.news <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // State returns how far the time of day can be believed now.
@@ -241,18 +253,17 @@ func (c *Clock) Steps() uint64 {
 }
 
 // At returns the time of day at the moment t, in nanoseconds since 1970, and
-// whether the clock was set. t must be of time.Now in this process and still
-// have its monotonic reading.
+// whether the clock is set. t is of time.Now in this process; if it has lost its
+// monotonic reading, it is taken for a time of day that is known.
 func (c *Clock) At(t time.Time) (ns int64, set bool) {
-	if c == nil {
+	if c == nil || t == t.Round(0) {
 		return t.UnixNano(), true
 	}
 	v := c.view.Load()
 	return v.zero + int64(t.Sub(c.origin)), v.state != Unset
 }
 
-// Day returns the time of day at the moment t (see At), UTC, without a monotonic
-// reading.
+// Day returns the time of day at the moment t, as At does, in UTC.
 func (c *Clock) Day(t time.Time) time.Time {
 	ns, _ := c.At(t)
 	return time.Unix(0, ns).UTC()

@@ -2,6 +2,7 @@ package clock
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +15,13 @@ func TestRestamp(t *testing.T) {
 	got, ok := Restamp([]byte(good), at, later)
 	if want := `{"value":25.4,"timestamp":"2026-05-04T03:00:06.000Z","unit":"C"}`; !ok || string(got) != want {
 		t.Errorf("%s, %v, want %s", got, ok, want)
+	}
+	page, err := os.ReadFile("../../docs/time.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Contains(page, []byte(good)) || !bytes.Contains(page, got) {
+		t.Error("docs/time.md shows something else")
 	}
 	for name, payload := range map[string]string{
 		"no mark":    `{"value":25.4,"timestamp":"1970-01-01T00:00:15.000Z","unit":"C"}`,

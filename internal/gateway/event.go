@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"fieldgate/internal/audit"
+	"fieldgate/internal/clock"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
 	"fieldgate/internal/queue"
@@ -42,27 +43,28 @@ func (h *herald) queueEvent(uplink string) func(queue.Event) {
 
 // event notes that something has happened now. It never blocks.
 func (h *herald) event(e event) {
-	e.Time = point.Timestamp(time.Now())
+	e.Time = point.Timestamp(h.gateway.clock.Day(time.Now()))
 	payload, err := json.Marshal(e)
 	if err != nil {
 		h.gateway.log.Error("write event", "err", err)
 		return
 	}
-	h.say(payload)
+	h.say(h.gateway.dated(mqtt.Message{Payload: payload}))
 }
 
 // record publishes a record of the audit log as it stands in the file, with its
 // hash. It never blocks.
-func (h *herald) record(r audit.Record) { h.say(r.JSON()) }
+func (h *herald) record(r audit.Record) { h.say(mqtt.Message{Payload: r.JSON()}) }
 
 // say has an event published.
-func (h *herald) say(payload []byte) {
+func (h *herald) say(m mqtt.Message) {
+	m.Topic, m.QoS = h.cfg.Topic+"/event", 1
 	h.mu.Lock()
 	if len(h.events) == eventsMost {
 		h.events = h.events[1:]
 		h.unsaid++
 	}
-	h.events = append(h.events, mqtt.Message{Topic: h.cfg.Topic + "/event", Payload: payload, QoS: 1})
+	h.events = append(h.events, m)
 	h.mu.Unlock()
 	h.wake()
 }
@@ -72,6 +74,16 @@ func (h *herald) eventsDropped() uint64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.unsaid
+}
+
+// dated returns m, whose payload ends with a time that was told just now, as it
+// is to be published: it says if the clock is not set.
+func (g *Gateway) dated(m mqtt.Message) mqtt.Message {
+	if g.clock.State() == clock.Unset {
+		m.Stamp = uint32(len(m.Payload) - len(`"}`) - len(clock.Layout))
+		m.Payload = append(m.Payload[:len(m.Payload)-1], clock.Unsynced+"}"...)
+	}
+	return m
 }
 
 // tell publishes the events that wait.

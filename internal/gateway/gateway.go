@@ -15,6 +15,7 @@ import (
 	"fieldgate/internal/audit"
 	"fieldgate/internal/broker"
 	"fieldgate/internal/bus"
+	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/group"
 	"fieldgate/internal/line"
@@ -40,6 +41,7 @@ type Gateway struct {
 	start   time.Time
 
 	warnings []string // of the configuration
+	clock    *clock.Clock
 	pipeline *pipeline.Pipeline
 	feed     *pipeline.Feed
 	wires    []wire
@@ -69,7 +71,7 @@ type way struct {
 // before Run, which must follow. version is what the gateway says of itself.
 // After an error nothing stays open.
 func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *slog.Logger) (*Gateway, error) {
-	g := &Gateway{log: log, version: version, start: time.Now()}
+	g := &Gateway{log: log, version: version, start: time.Now(), clock: clock.Open(dir, part(log, "clock", ""))}
 	for _, w := range cfg.Warnings {
 		g.warnings = append(g.warnings, w.Path+": "+w.Text)
 	}
@@ -89,6 +91,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("queue %s: %w", c.Name, err), g.abandon())
 		}
+		q.Clock = g.clock
 		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), nil, part(log, "uplink", c.Name))
 		g.ways = append(g.ways, way{c.Name, q, u})
 		sinks[c.Name] = q
@@ -116,6 +119,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	g.pipeline.Expect(points)
 	g.feed = g.pipeline.Subscribe("publish", feedDepth)
 	g.publish = publish.New(topics, cfg.Devices, sinks, part(log, "publish", ""))
+	g.publish.Clock = g.clock
 
 	scratch := new(bus.Scratch)
 	for _, c := range cfg.Buses {
@@ -145,6 +149,7 @@ func part(log *slog.Logger, kind, name string) *slog.Logger {
 // of the process can mend. It may be called once.
 func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	parts := group.New(g.log)
+	parts.Start("clock", g.clock.Run)
 	if g.broker != nil {
 		parts.Start("broker", g.broker.Run)
 	}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"fieldgate/internal/bus"
+	"fieldgate/internal/clock"
 	"fieldgate/internal/flash"
 	"fieldgate/internal/line"
 	"fieldgate/internal/point"
@@ -17,6 +18,7 @@ import (
 // count since the start and only grow.
 type Status struct {
 	Time    time.Time               `json:"timestamp"`
+	Clock   ClockStatus             `json:"clock"`
 	Version string                  `json:"version"`
 	Uptime  int64                   `json:"uptime_s"`
 	Buses   map[string]BusStatus    `json:"buses"`
@@ -31,6 +33,12 @@ type Status struct {
 	// Warnings stand as long as the configuration is what it is: a password in
 	// it, a connection that is not encrypted.
 	Warnings []string `json:"warnings,omitempty"`
+}
+
+// ClockStatus says how far the times can be believed.
+type ClockStatus struct {
+	State string `json:"state"` // unsynced, set, synchronised; see docs/time.md
+	Steps uint64 `json:"steps"` // times it was set while it was believed
 }
 
 // BusStatus is one line and its devices.
@@ -167,7 +175,8 @@ type PublishStatus struct {
 // Status returns how the gateway is doing now. It may be called at any time.
 func (g *Gateway) Status() Status {
 	s := Status{
-		Time:    time.Now().UTC().Truncate(time.Millisecond),
+		Time:    g.clock.Day(time.Now()).Truncate(time.Millisecond),
+		Clock:   ClockStatus{State: g.clock.State().String(), Steps: g.clock.Steps()},
 		Version: g.version,
 		Uptime:  int64(time.Since(g.start) / time.Second),
 		Buses:   make(map[string]BusStatus, len(g.wires)),
@@ -179,11 +188,11 @@ func (g *Gateway) Status() Status {
 	}
 	_, s.Publish.Dropped = g.feed.Dropped()
 	for _, w := range g.wires {
-		s.Buses[w.name] = busStatus(w.bus.Status(), w.bus.Diagnosis(), w.line.Stats())
+		s.Buses[w.name] = busStatus(g.clock, w.bus.Status(), w.bus.Diagnosis(), w.line.Stats())
 	}
 	for _, w := range g.ways {
 		q := w.queue.Stats()
-		s.Uplinks[w.name] = uplinkStatus(w.uplink.Status(), q)
+		s.Uplinks[w.name] = uplinkStatus(g.clock, w.uplink.Status(), q)
 		s.Flash.Queues[w.name] = q.Flash
 		s.Flash.All = s.Flash.All.Add(q.Flash)
 	}
@@ -208,7 +217,7 @@ func publishStatus(p publish.Stats) PublishStatus {
 	return PublishStatus{Samples: p.Samples, Messages: p.Messages, Bytes: p.Bytes}
 }
 
-func busStatus(b bus.Status, diagnosis string, l line.Stats) BusStatus {
+func busStatus(clk *clock.Clock, b bus.Status, diagnosis string, l line.Stats) BusStatus {
 	s := BusStatus{
 		Connected: b.Connected,
 		Error:     b.Error,
@@ -227,7 +236,7 @@ func busStatus(b bus.Status, diagnosis string, l line.Stats) BusStatus {
 	}
 	for _, d := range b.Devices {
 		s.Devices[d.Name] = DeviceStatus{
-			State: d.State.String(), Since: timestamp(d.Since), Error: d.Error,
+			State: d.State.String(), Since: timestamp(clk, d.Since), Error: d.Error,
 			Answer: milliseconds(d.Answer.Avg), AnswerP99: milliseconds(d.Answer.P99),
 			Polls: d.Polls.Begun, Failed: d.Polls.Failed, Missed: d.Polls.Missed,
 			Counters: d.Counters.String(), Refused: len(d.Refused),
@@ -236,9 +245,9 @@ func busStatus(b bus.Status, diagnosis string, l line.Stats) BusStatus {
 	return s
 }
 
-func uplinkStatus(u uplink.Status, q queue.Stats) UplinkStatus {
+func uplinkStatus(clk *clock.Clock, u uplink.Status, q queue.Stats) UplinkStatus {
 	s := UplinkStatus{
-		Status: u.Word, URL: u.URL, Since: timestamp(u.Since), Error: u.Err,
+		Status: u.Word, URL: u.URL, Since: timestamp(clk, u.Since), Error: u.Err,
 		Queued: q.Messages, Bytes: q.Bytes, Age: round(q.Age.Seconds()),
 		Acked: u.Acked, Dropped: q.Dropped, Expired: q.Expired, Damaged: q.Damaged, File: q.Fault, Refused: u.Refused, Connects: u.Connects,
 	}
@@ -248,7 +257,7 @@ func uplinkStatus(u uplink.Status, q queue.Stats) UplinkStatus {
 	for _, c := range u.Certs {
 		s.Certificates = append(s.Certificates, CertificateStatus{
 			Whose: c.Whose, Subject: c.Subject, Issuer: c.Issuer, Fingerprint: c.Fingerprint,
-			Ends: timestamp(c.NotAfter), DaysLeft: c.DaysLeft(time.Now()),
+			Ends: timestamp(clk, c.NotAfter), DaysLeft: c.DaysLeft(clk.Day(time.Now())),
 		})
 	}
 	s.ChainLength = u.Chain
@@ -258,12 +267,12 @@ func uplinkStatus(u uplink.Status, q queue.Stats) UplinkStatus {
 	return s
 }
 
-// timestamp returns t as text, nil for no time.
-func timestamp(t time.Time) *string {
+// timestamp returns the time of day at t as text, nil for no time.
+func timestamp(clk *clock.Clock, t time.Time) *string {
 	if t.IsZero() {
 		return nil
 	}
-	s := point.Timestamp(t)
+	s := point.Timestamp(clk.Day(t))
 	return &s
 }
 

@@ -57,7 +57,12 @@ type Sample struct {
 	ID      ID
 	Value   Value // the zero Value when Quality is Bad
 	Quality Quality
-	Time    time.Time // when the response arrived, UTC
+
+	// Time is when the response arrived, with its monotonic reading (time.Now
+	// has one, UTC and Round take it away): the time of day is not known for sure
+	// until it is told. A Time without one is a time of day that is known, as of a
+	// sample that was kept over a restart.
+	Time time.Time
 }
 
 // Interval is how often a point is read: a positive duration, or one of the

@@ -21,7 +21,8 @@
 //   - at_most keeps the messages of one topic that far apart. What changed
 //     meanwhile is published at the end of the gap if it still differs then.
 //   - every publishes the last readings at whole multiples of the interval in
-//     UTC, by the wall clock.
+//     UTC, by the time of day. If the clock is set forward past such a time it
+//     publishes once, if it is set back it begins anew.
 //
 // A batch is published whole: once one point of a poll is due, everything that
 // the poll read for this topic goes into the object.
@@ -39,6 +40,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/pipeline"
@@ -47,6 +49,10 @@ import (
 
 // Publisher applies rules to a feed. Make one with New, then call Run.
 type Publisher struct {
+	// Clock, if not nil, knows the time of day, and whether it can be believed.
+	// It is to be set before Run.
+	Clock *clock.Clock
+
 	log    *slog.Logger
 	start  time.Time         // moments count from here, by the monotonic clock
 	rules  []*rule           // those that have topics
@@ -61,7 +67,7 @@ type Publisher struct {
 	buf     []byte    // payloads, one after the other
 	touched []*stream // batches that the step has readings for
 	picks   []pick
-	clock   clock
+	tell    teller
 
 	dropped   uint64 // batches, by the feed when last looked at
 	droppedAt time.Time
@@ -84,6 +90,7 @@ type outgoing struct {
 	stream   *stream
 	topic    string
 	from, to int
+	stamp    int // as mqtt.Message.Stamp
 }
 
 // outlet is a sink with what is known of it.
@@ -101,6 +108,7 @@ type outlet struct {
 // their names, and the local broker as config.Local.
 func New(topics []Topic, devices []config.Device, sinks map[string]mqtt.Sink, log *slog.Logger) *Publisher {
 	p := &Publisher{log: log, start: time.Now()}
+	p.tell.zero = p.start.UnixNano()
 	for _, name := range slices.Sorted(maps.Keys(sinks)) {
 		p.sinks = append(p.sinks, &outlet{name: name, sink: sinks[name]})
 	}
@@ -143,9 +151,9 @@ func New(topics []Topic, devices []config.Device, sinks map[string]mqtt.Sink, lo
 		}
 		r := p.rules[len(p.rules)-1]
 		r.streams = streams[first : i+1]
-		// Numbers begin at the milliseconds since 1970, so that those after a
-		// restart are above those before: nothing is published a thousand
-		// times a second for long.
+		// Numbers begin at the milliseconds since 1970, or where the clock says,
+		// so that those after a restart are above those before: nothing is
+		// published a thousand times a second for long.
 		st := &streams[i]
 		*st = stream{name: t.Name, rule: r, seq: uint64(max(p.start.UnixMilli(), 0))}
 		units := st.only[:]
@@ -167,7 +175,7 @@ func New(topics []Topic, devices []config.Device, sinks map[string]mqtt.Sink, lo
 
 // newRule returns a rule without streams.
 func (p *Publisher) newRule(f *form) *rule {
-	r := newRule(f, time.Now())
+	r := newRule(f, p.start.UTC())
 	for i, o := range p.sinks {
 		if f.rule.To == nil || slices.Contains(f.rule.To, o.name) {
 			r.sinks = append(r.sinks, i)
@@ -181,6 +189,7 @@ func (p *Publisher) newRule(f *form) *rule {
 // returns nil. It never waits for anything but its feed and its sinks. It may
 // be called once.
 func (p *Publisher) Run(ctx context.Context, feed *pipeline.Feed) error {
+	p.number()
 	// The sinks are open until this has returned, so the end of ctx must not
 	// keep the last messages from them.
 	deliver := context.WithoutCancel(ctx)
@@ -190,10 +199,12 @@ func (p *Publisher) Run(ctx context.Context, feed *pipeline.Feed) error {
 		select {
 		case b, ok := <-feed.C():
 			if open = ok; ok {
+				p.lookClock()
 				p.take(p.now(), b)
 				open = p.takeWaiting(feed)
 			}
 		case <-timer.C:
+			p.lookClock()
 			p.wake(time.Now())
 		case <-ctx.Done():
 			for p.takeWaiting(feed) && len(feed.C()) > 0 {
@@ -208,6 +219,27 @@ func (p *Publisher) Run(ctx context.Context, feed *pipeline.Feed) error {
 	p.release(p.now())
 	p.flush(deliver)
 	return nil
+}
+
+// number moves the numbers of all topics to where the clock says.
+func (p *Publisher) number() {
+	if p.Clock == nil {
+		return
+	}
+	first := p.Clock.First()
+	for _, r := range p.rules {
+		for i := range r.streams {
+			r.streams[i].seq = first
+		}
+	}
+}
+
+// lookClock notices that the clock was set, before a step. All times of a step are
+// told by the same clock.
+func (p *Publisher) lookClock() {
+	p.Clock.Look()
+	zero, set := p.Clock.At(p.start)
+	p.tell.zero, p.tell.unset = zero, !set
 }
 
 // now returns the moment it is.
@@ -263,7 +295,7 @@ func (p *Publisher) flush(ctx context.Context) {
 	for i := range p.out {
 		o := &p.out[i]
 		f := o.stream.rule.form
-		msg := mqtt.Message{Topic: o.topic, Payload: p.buf[o.from:o.to:o.to], QoS: f.rule.QoS, Retain: f.rule.Retain}
+		msg := mqtt.Message{Topic: o.topic, Payload: p.buf[o.from:o.to:o.to], QoS: f.rule.QoS, Retain: f.rule.Retain, Stamp: uint32(o.stamp)}
 		for _, s := range o.stream.rule.sinks {
 			p.sinks[s].msgs = append(p.sinks[s].msgs, msg)
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
@@ -202,7 +203,7 @@ func reserved(id point.ID) bool {
 	for prefix := id.Device() + "."; strings.HasPrefix(name, prefix); {
 		name = name[len(prefix):]
 	}
-	return name == "timestamp" || name == "quality" || name == "seq"
+	return name == "timestamp" || name == "time" || name == "quality" || name == "seq"
 }
 
 // Render returns the message that says the samples, of points of t, on t; seq
@@ -219,7 +220,7 @@ func (t *Topic) Render(seq uint64, samples ...point.Sample) (msg mqtt.Message, o
 		}
 		for j := range t.members {
 			if t.members[j].id == s.ID {
-				r := readingOf(s)
+				r := readingOf(s, time.Time{})
 				picks = append(picks, pick{t.members[j].text, &r})
 			}
 		}
@@ -227,7 +228,7 @@ func (t *Topic) Render(seq uint64, samples ...point.Sample) (msg mqtt.Message, o
 	if len(picks) == 0 {
 		return mqtt.Message{}, false
 	}
-	var c clock
+	var c teller
 	return mqtt.Message{
 		Topic:   t.form.topic(t.Name, picks[0].reading),
 		Payload: t.form.append(nil, &c, seq, picks),
@@ -251,7 +252,7 @@ type pick struct {
 }
 
 // append appends the payload that says picks, of which there is at least one.
-func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
+func (f *form) append(dst []byte, c *teller, seq uint64, picks []pick) []byte {
 	t, r := picks[0].text, picks[0].reading
 	v := r.value
 	switch f.rule.Payload {
@@ -277,8 +278,7 @@ func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
 		return append(dst, '}')
 	}
 	dst = v.AppendJSON(append(dst, `{"value":`...))
-	dst = c.append(append(dst, `,"timestamp":"`...), r.time)
-	dst = append(dst, '"')
+	dst = c.append(append(dst, `,"timestamp":"`...), c.told(r))
 	dst = append(dst, t.head...)
 	if f.quality || r.quality == point.Bad {
 		dst = append(dst, `,"quality":"`...)
@@ -292,16 +292,17 @@ func (f *form) append(dst []byte, c *clock, seq uint64, picks []pick) []byte {
 }
 
 // appendBatch appends one object with all picks. Its time is that of the newest.
-func (f *form) appendBatch(dst []byte, c *clock, seq uint64, picks []pick) []byte {
-	newest := picks[0].reading.time
+func (f *form) appendBatch(dst []byte, c *teller, seq uint64, picks []pick) []byte {
+	newest := c.told(picks[0].reading)
 	doubtful := false
 	for i := range picks {
 		r := picks[i].reading
-		newest = max(newest, r.time)
+		if at := c.told(r); at.ms > newest.ms {
+			newest = at
+		}
 		doubtful = doubtful || r.quality == point.Bad || f.quality && r.quality != point.Good
 	}
 	dst = c.append(append(dst, `{"timestamp":"`...), newest)
-	dst = append(dst, '"')
 	for i := range picks {
 		dst = append(dst, picks[i].text.head...)
 		dst = picks[i].reading.value.AppendJSON(dst)
@@ -337,23 +338,56 @@ func (f *form) appendDoubts(dst []byte, picks []pick) []byte {
 	return append(dst, '}')
 }
 
-// clock writes times and remembers the text of the last second: samples that
-// are published together mostly were read together. The zero value works.
-type clock struct {
+// teller writes times and remembers the text of the last second: samples that
+// are published together mostly were read together. The zero value tells what
+// has its own time of day.
+type teller struct {
+	zero  int64 // time of day at moment 0, in ns since 1970
+	unset bool  // nobody knows how wrong that is
+	stamp int   // where the last time was written, if that was while unset; else 0
+
 	second int64
 	text   []byte // 2025-11-05T14:30:15.
 }
 
-// append appends a time in UTC with milliseconds: 2025-11-05T14:30:15.123Z.
-func (c *clock) append(dst []byte, t millis) []byte {
-	sec, ms := t/1000, t%1000
+// told is a time of day as it is known now.
+type told struct {
+	ms    int64 // since 1970
+	unset bool
+}
+
+func (c *teller) told(r *reading) told {
+	if r.own {
+		return told{ms: r.at}
+	}
+	ns := c.zero + r.at
+	ms := ns / int64(time.Millisecond)
+	if ns < 0 && ms*int64(time.Millisecond) != ns { // before 1970
+		ms--
+	}
+	return told{ms, c.unset}
+}
+
+// append appends a time in UTC with milliseconds, and the quotation mark that
+// ends it: 2025-11-05T14:30:15.123Z". What was told by a clock that was not set
+// says so after it.
+func (c *teller) append(dst []byte, t told) []byte {
+	c.stamp = 0
+	if t.unset {
+		c.stamp = len(dst)
+	}
+	sec, ms := t.ms/1000, t.ms%1000
 	if ms < 0 { // before 1970
 		sec, ms = sec-1, ms+1000
 	}
-	if int64(sec) != c.second || c.text == nil {
-		c.second = int64(sec)
+	if sec != c.second || c.text == nil {
+		c.second = sec
 		c.text = time.Unix(c.second, 0).UTC().AppendFormat(c.text[:0], "2006-01-02T15:04:05.")
 	}
 	dst = append(dst, c.text...)
-	return append(dst, byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10), 'Z')
+	dst = append(dst, byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10), 'Z', '"')
+	if t.unset {
+		dst = append(dst, clock.Unsynced...)
+	}
+	return dst
 }

@@ -306,7 +306,7 @@ func TestValueInTopic(t *testing.T) {
 
 func TestClock(t *testing.T) {
 	berlin := time.FixedZone("CET", 3600)
-	var c clock
+	var c teller
 	for _, row := range []struct {
 		at   time.Time
 		want string
@@ -320,7 +320,7 @@ func TestClock(t *testing.T) {
 		{time.Unix(0, -1), "1969-12-31T23:59:59.999Z"},
 		{time.Time{}, "0001-01-01T00:00:00.000Z"},
 	} {
-		if got := string(c.append(nil, millis(row.at.UnixMilli()))); got != row.want {
+		if got := string(c.append(nil, told{ms: row.at.UnixMilli()})); got != row.want+`"` {
 			t.Errorf("%v is written %s, want %s", row.at, got, row.want)
 		}
 		if _, err := time.Parse(time.RFC3339Nano, row.want); err != nil {

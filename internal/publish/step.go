@@ -14,9 +14,6 @@ type moment = time.Duration
 
 const never moment = math.MaxInt64
 
-// millis is a time as payloads say it: milliseconds since 1970, UTC.
-type millis int64
-
 // rule is a rule at work.
 type rule struct {
 	*form
@@ -31,7 +28,7 @@ type rule struct {
 	nextGap  moment        // no gap of held ends before
 	gapSlot  time.Duration // gaps that end within this time are ended together, at its end
 	held     []*stream     // may have something to say when their gap ends
-	tick     time.Time     // a timed rule's next time, by the wall clock
+	tick     time.Time     // a timed rule's next time of day
 }
 
 // stream is one topic of one rule at work: its messages are numbered, and
@@ -94,32 +91,40 @@ type unit struct {
 	known   bool          // there is something in read
 }
 
-// reading is what is to be said of a sample.
+// reading is what is to be said of a sample. When it was is a moment, which
+// becomes a time of day only as it is told; unless the sample came with a time
+// of day of its own, as one that was kept over a restart does.
 type reading struct {
 	value   point.Value
-	time    millis
+	at      int64 // a moment in ns; or, own, the time of day in ms since 1970
 	quality point.Quality
+	own     bool
 }
 
 // readingOf returns what is to be said of s: of a Bad one no value, whatever its
-// source left in it.
-func readingOf(s *point.Sample) reading {
-	at := millis(s.Time.UnixMilli())
-	if s.Quality == point.Bad {
-		return reading{quality: point.Bad, time: at}
+// source left in it. Moments count from start; with a zero start there are none.
+func readingOf(s *point.Sample, start time.Time) reading {
+	r := reading{value: s.Value, quality: s.Quality}
+	if r.own = start.IsZero() || s.Time == s.Time.Round(0); r.own { // without a monotonic reading
+		r.at = s.Time.UnixMilli()
+	} else {
+		r.at = int64(s.Time.Sub(start))
 	}
-	return reading{s.Value, at, s.Quality}
+	if s.Quality == point.Bad {
+		r.value = point.Value{}
+	}
+	return r
 }
 
-// newRule returns the rule without sinks and streams.
-func newRule(f *form, now time.Time) *rule {
+// newRule returns the rule without sinks and streams, at a time of day.
+func newRule(f *form, day time.Time) *rule {
 	const beatSlots, longestBeatSlot = 64, 5 * time.Second
 	const gapSlots, longestGapSlot = 32, 250 * time.Millisecond
 	w := f.rule.When
 	r := &rule{form: f, nextBeat: never, nextGap: never}
 	if f.rule.Every > 0 {
 		w = config.When{}
-		r.tick = nextTick(now, f.rule.Every)
+		r.tick = nextTick(day, f.rule.Every)
 	}
 	r.when = w
 	r.band = newBand(w)
@@ -139,10 +144,9 @@ func (r *rule) early(every point.Interval) time.Duration {
 	return min(time.Duration(every)*3/2, r.when.AtLeast/2)
 }
 
-// nextTick returns the first multiple of every in UTC after now, by the wall
-// clock alone.
-func nextTick(now time.Time, every time.Duration) time.Time {
-	return now.UTC().Truncate(every).Add(every)
+// nextTick returns the first multiple of every in UTC after a time of day.
+func nextTick(day time.Time, every time.Duration) time.Time {
+	return day.Truncate(every).Add(every)
 }
 
 // take looks at one batch of the feed.
@@ -186,7 +190,7 @@ func (p *Publisher) look(now moment, u *unit, s *point.Sample) {
 		u.silent = true
 		return
 	}
-	u.read, u.known = readingOf(s), true
+	u.read, u.known = readingOf(s, p.start), true
 	if u.silent {
 		u.silent, u.back = false, true
 	}
@@ -281,8 +285,13 @@ func (p *Publisher) send(now moment, st *stream) {
 	}
 	st.seq++
 	from := len(p.buf)
-	p.buf = st.rule.append(p.buf, &p.clock, st.seq, p.picks)
-	p.out = append(p.out, outgoing{st, st.rule.topic(st.name, p.picks[0].reading), from, len(p.buf)})
+	p.tell.stamp = 0
+	p.buf = st.rule.append(p.buf, &p.tell, st.seq, p.picks)
+	stamp := 0
+	if p.tell.stamp > 0 {
+		stamp = p.tell.stamp - from
+	}
+	p.out = append(p.out, outgoing{st, st.rule.topic(st.name, p.picks[0].reading), from, len(p.buf), stamp})
 
 	for _, u := range units {
 		u.said, u.quality, u.last = u.read.value, u.read.quality, now
@@ -308,28 +317,25 @@ func (p *Publisher) wake(now time.Time) {
 			p.beat(m, r)
 		}
 		if r.rule.Every > 0 {
-			p.checkTick(now, m, r)
+			p.checkTick(p.Clock.Day(now), m, r)
 		}
 	}
 }
 
 // next returns how long it is until wake has something to do.
 func (p *Publisher) next(now time.Time) time.Duration {
-	// A timed rule looks at the wall clock that often: it may be set.
+	// A timed rule looks at the time of day that often: it may be set.
 	const look = time.Minute
 	first := time.Hour
-	m := now.Sub(p.start)
+	m, day := now.Sub(p.start), p.Clock.Day(now)
 	for _, r := range p.rules {
 		first = min(first, r.nextGap-m, r.nextBeat-m)
 		if r.rule.Every > 0 {
-			first = min(first, look, wall(r.tick, now))
+			first = min(first, look, r.tick.Sub(day))
 		}
 	}
 	return max(first, time.Millisecond)
 }
-
-// wall returns how long it is from now to t by the wall clock.
-func wall(t, now time.Time) time.Duration { return t.Sub(now.Round(0)) }
 
 // endGaps sends what was held back until the end of its gap, if it still has
 // something to say.
@@ -424,12 +430,12 @@ func (r *rule) firstBeat() moment {
 
 // checkTick sends the last readings of a timed rule once its time has come. If
 // the clock was set back, the next time is found anew.
-func (p *Publisher) checkTick(now time.Time, m moment, r *rule) {
-	left := wall(r.tick, now)
+func (p *Publisher) checkTick(day time.Time, m moment, r *rule) {
+	left := r.tick.Sub(day)
 	if left > 0 && left <= r.rule.Every {
 		return
 	}
-	r.tick = nextTick(now, r.rule.Every)
+	r.tick = nextTick(day, r.rule.Every)
 	if left > 0 {
 		return
 	}
