@@ -73,6 +73,7 @@ func (r *resolver) resolve() *Config {
 	r.section("devices", r.devices)
 	r.section("uplinks", r.uplinks)
 	r.section("broker", r.broker)
+	r.section("uplinks", r.bridges)
 	r.section("publish", r.publish)
 	r.cfg.Status = r.raw.status
 	r.cfg.Status.Topic = r.fillIn(r.raw.status.Topic, "")

@@ -95,7 +95,8 @@ type (
 	}
 	rawUplink struct {
 		Uplink
-		urls []*url.URL
+		urls   []*url.URL
+		bridge []rawBridge
 	}
 	rawBroker struct {
 		Broker
@@ -369,7 +370,7 @@ func newUplink(t *tables) value[rawUplink] {
 		key("proxy", func(u *rawUplink) *string { return &u.Proxy }, proxyURL(), "http://, https:// or socks5://HOST:PORT. Default: from the environment (HTTPS_PROXY, NO_PROXY)."),
 		key("tls", func(u *rawUplink) *UplinkTLS { return &u.TLS }, tlsValue, "For mqtts:// and wss://.").aka("ssl"),
 		key("queue", func(u *rawUplink) *Queue { return &u.Queue }, queueValue, "What waits while the uplink is away.").aka("buffer", "store"),
-		later[rawUplink]("bridge", "Topics carried between the embedded broker and this one."),
+		bridgeKey(t),
 	).value(t, "uplink")
 }
 

@@ -208,6 +208,7 @@ type Uplink struct {
 	Proxy          string // URL; "": the environment's
 	TLS            UplinkTLS
 	Queue          Queue
+	Bridge         []BridgeRule // in file order
 }
 
 // UplinkTLS is what an uplink presents and trusts.
