@@ -139,6 +139,11 @@ func TestPresets(t *testing.T) {
 		if len(cfg.Warnings) > 0 {
 			t.Errorf("%s warns: %v", name, cfg.Warnings)
 		}
+		for _, args := range [][]string{{"check", "-c", path}, {"plan", "-c", path}} {
+			if stdout, stderr, code := inProcess(args); code != 0 {
+				t.Errorf("%s: %s: exit code %d, %s%s", name, args[0], code, stdout, stderr)
+			}
+		}
 		before, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -150,6 +155,39 @@ func TestPresets(t *testing.T) {
 		}
 		if code != 1 || !strings.Contains(stderr, "exists and is not overwritten") || !bytes.Equal(before, after) {
 			t.Errorf("%s was overwritten: exit code %d, %s", path, code, stderr)
+		}
+	}
+}
+
+// TestPresetComments takes the comment off what presets show as the other way.
+func TestPresetComments(t *testing.T) {
+	for _, row := range []struct{ preset, drop, take string }{
+		{"azure", "url: mqtts://HUB", "url: wss://HUB"},
+		{"mosquitto", "none", "client_id: plant1"},
+		{"mosquitto", "none", "tls: { ca: ca.crt, cert: plant1.crt"},
+		{"hivemq", "none", "tls: { ca: ca.pem }"},
+		{"emqx", "none", "tls: { ca: emqxsl"},
+		{"aws", "none", "cert: plant1"},
+		{"plain", "none", "username: plant1"},
+	} {
+		text, err := presetFiles.ReadFile("presets/" + row.preset + ".yaml")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []string
+		taken := false
+		for line := range strings.Lines(string(text)) {
+			bare := strings.TrimSpace(line)
+			if strings.HasPrefix(bare, row.drop) {
+				continue
+			}
+			if strings.HasPrefix(bare, "# "+row.take) {
+				line, taken = strings.Replace(line, "# ", "", 1), true
+			}
+			out = append(out, line)
+		}
+		if _, err := config.LoadBytes(row.preset, []byte(strings.Join(out, ""))); err != nil || !taken {
+			t.Errorf("%s with %s: %v", row.preset, row.take, err)
 		}
 	}
 }

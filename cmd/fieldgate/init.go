@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-//go:embed presets/plain.yaml presets/demo.yaml
+//go:embed presets/*.yaml
 var presetFiles embed.FS
 
 // presets are the configurations to start from, the first by default.
-var presets = []string{"plain", "demo"}
+var presets = []string{"plain", "demo", "hivemq", "emqx", "mosquitto", "aws", "azure", "thingsboard"}
 
 func cmdInit(_ context.Context, a *app, args []string) error {
 	f := newFlags("init", "[--preset NAME] [-o FILE]", `
@@ -22,11 +22,17 @@ Prints a commented configuration to start from, or writes it to a file that
 does not exist yet.
 
   fieldgate init > plant.yaml
-  fieldgate init --preset demo -o plant.yaml
+  fieldgate init --preset hivemq -o plant.yaml
 
 Presets:
-  plain  a device on TCP, an uplink, the embedded broker
-  demo   the devices that "fieldgate simulate configs/simulate-plant.yaml" makes up`)
+  plain        a device on TCP, an uplink, the embedded broker
+  demo         the devices that "fieldgate simulate configs/simulate-plant.yaml" makes up
+  hivemq       an uplink to HiveMQ Cloud, or a HiveMQ of your own
+  emqx         the same of EMQX
+  mosquitto    a mosquitto of your own
+  aws          AWS IoT Core: client certificate, port 443
+  azure        Azure IoT Hub: tokens made from the device's key
+  thingsboard  telemetry of ThingsBoard: access token`)
 	preset := f.String("preset", presets[0], "`NAME` of what to start from: "+strings.Join(presets, ", "))
 	out := f.String("o", "", "write to `FILE`, which must not exist")
 	rest, err := f.parse(a, args)

@@ -59,6 +59,7 @@ func (r *resolver) uplink(u *named[rawUplink], up *Uplink) {
 	if _, at := u.at.Get("password"); at != nil {
 		r.place("uplinks."+u.name+".password", at)
 	}
+	r.azureSAS(u, up, encrypted)
 	if up.Username == "" && !up.Password.IsZero() {
 		r.keyFault(u.at, "password", "stands without username, which MQTT 3.1.1 forbids; add username")
 	}

@@ -93,7 +93,7 @@ uplinks: { cloud: { url: mqtt://broker.example:1883 } }
 		Publish: []Rule{{Points: []string{"*"}, Topic: "{site}/{device}/{point}", QoS: 1,
 			When: When{AnyChange: true, AtLeast: 5 * time.Minute}}},
 		Uplinks: []Uplink{{Name: "cloud", URLs: []string{"mqtt://broker.example:1883"}, ClientID: host + "-cloud",
-			Keepalive: time.Minute, ConnectTimeout: 10 * time.Second, CleanSession: true,
+			Keepalive: time.Minute, ConnectTimeout: 10 * time.Second, CleanSession: true, MaxQoS: 2,
 			TLS:   UplinkTLS{MinVersion: 0x0303},
 			Queue: Queue{MaxBytes: 256 << 20, MaxAge: 30 * 24 * time.Hour, Commit: time.Second}}},
 		Status: Status{Topic: "fieldgate/" + host, Every: time.Minute},
@@ -245,6 +245,12 @@ func TestFaults(t *testing.T) {
 		{"user in no URL", "uplinks: { u: { url: \"me:pw@h\" } }", "\"***@h\" is not a URL; write mqtt://***@h"},
 		{"path", "uplinks: { u: { url: mqtts://h/x } }", "has a path, which only ws:// and wss:// have"},
 		{"password alone", "uplinks: { u: { url: mqtts://h, password: { env: A } } }", "stands without username"},
+		{"azure and a password", "uplinks: { u: { url: mqtts://h, username: u, password: { env: A }, azure_sas: { key: { env: B } } } }", "uplinks.u.password: stands beside azure_sas, which makes the password; remove one of them"},
+		{"azure in the open", "uplinks: { u: { url: mqtt://localhost, azure_sas: { key: { env: B } } } }", "an Azure IoT Hub takes encrypted connections only; write url: mqtts://NAME.azure-devices.net"},
+		{"azure with a key that is none", "uplinks: { u: { url: mqtts://h, azure_sas: { key: s3cret-s3cret } } }", "the key is not base64; copy it from the device's page in the portal"},
+		{"azure without a key", "uplinks: { u: { url: mqtts://h, azure_sas: { ttl: 1h } } }", "uplinks.u.azure_sas: key is missing"},
+		{"azure for a moment", "uplinks: { u: { url: mqtts://h, azure_sas: { key: { env: B }, ttl: 1m } } }", "uplinks.u.azure_sas.ttl: "},
+		{"no quality at all", "uplinks: { u: { url: mqtts://h, max_qos: 0 } }", "uplinks.u.max_qos: 0 is outside 1 to 2"},
 		{"two sources", "uplinks: { u: { url: mqtts://h, username: a, password: { env: A, file: b } } }", "write exactly one of file, env and credential"},
 		{"tls without tls", "uplinks: { u: { url: mqtt://localhost, tls: {} } }", "no url is encrypted, so this has no effect"},
 		{"key without cert", "uplinks: { u: { url: mqtts://h, tls: { key: a.pem } } }", "uplinks.u.tls.key: stands without cert"},
@@ -649,6 +655,9 @@ uplinks:
     connect_timeout: 3s
     clean_session: false
     proxy: socks5://10.0.0.1:1080
+    retain: false
+    max_qos: 1
+    status: false
     tls: { ca: ca.pem, cert: /etc/me.p12, password: { credential: p12 }, server_name: x, alpn: [mqtt], min: 1.3 }
     queue: { max_bytes: 10MB, max_age: 12h, when_full: drop_newest, commit: 0, order: live_first, rate: 64KiB }
 broker:
@@ -690,7 +699,7 @@ web: false
 		Uplinks: []Uplink{{
 			Name: "cloud", URLs: []string{"mqtts://a.example:8883", "wss://b.example:8084/x?y=1", "ws://127.0.0.1:80/mqtt"},
 			ClientID: "plant1/cloud", Username: "me", Password: SecretSource{File: in("pw")},
-			Keepalive: 30 * time.Second, ConnectTimeout: 3 * time.Second, Proxy: "socks5://10.0.0.1:1080",
+			Keepalive: 30 * time.Second, ConnectTimeout: 3 * time.Second, Proxy: "socks5://10.0.0.1:1080", MaxQoS: 1, NoRetain: true, NoStatus: true,
 			TLS:   UplinkTLS{CA: in("ca.pem"), Cert: "/etc/me.p12", Password: SecretSource{Credential: "p12"}, ServerName: "x", ALPN: []string{"mqtt"}, MinVersion: 0x0304},
 			Queue: Queue{MaxBytes: 10e6, MaxAge: 12 * time.Hour, DropNewest: true, LiveFirst: true, Rate: 64 << 10},
 		}},
@@ -727,9 +736,9 @@ web: false
 	}
 	list := strings.ReplaceAll(strings.Join(missing, "\n"), dir, "DIR")
 	const wantMissing = `19:23: uplinks.cloud.password.file: there is no file DIR/pw; put it there, or write another path
-24:30: uplinks.cloud.tls.cert: there is no file /etc/me.p12; put it there, or write another path
-28:16: broker.tls.cert: DIR/cert.pem is not a file; write the path of one
-28:31: broker.tls.key: there is no file DIR/key.pem; put it there, or write another path`
+27:30: uplinks.cloud.tls.cert: there is no file /etc/me.p12; put it there, or write another path
+31:16: broker.tls.cert: DIR/cert.pem is not a file; write the path of one
+31:31: broker.tls.key: there is no file DIR/key.pem; put it there, or write another path`
 	if list != wantMissing {
 		t.Errorf("files\n%s\nwant\n%s", list, wantMissing)
 	}

@@ -205,7 +205,11 @@ type Uplink struct {
 	Keepalive      time.Duration
 	ConnectTimeout time.Duration
 	CleanSession   bool
-	Proxy          string // URL; "": the environment's
+	Proxy          string    // URL; "": the environment's
+	AzureSAS       *AzureSAS // nil: none
+	NoRetain       bool      // nothing is sent with the retain flag
+	MaxQoS         uint8     // 1, or no limit: 0, 2
+	NoStatus       bool      // nothing of Status goes there
 	TLS            UplinkTLS
 	Queue          Queue
 	Bridge         []BridgeRule // in file order

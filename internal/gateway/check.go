@@ -22,9 +22,12 @@ func Check(cfg *config.Config, topics []publish.Topic, now time.Time) (faults, w
 		said[f.Path] = true
 	}
 	for _, u := range cfg.Uplinks {
-		path := "uplinks." + u.Name + ".password"
-		switch password, err := u.Password.Read(); {
-		case u.Password.IsZero() || said[path+".file"]:
+		path, secret := "uplinks."+u.Name+".password", u.Password
+		if u.AzureSAS != nil {
+			path, secret = "uplinks."+u.Name+".azure_sas.key", u.AzureSAS.Key
+		}
+		switch password, err := secret.Read(); {
+		case secret.IsZero() || said[path+".file"]:
 		case err != nil: // the service has another environment, and credentials
 			warnings = append(warnings, cfg.Fault(path, fmt.Sprintf("cannot be read here (%s); see that the service has it", strings.TrimPrefix(err.Error(), "secret: "))))
 		case password.IsZero():

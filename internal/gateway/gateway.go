@@ -76,6 +76,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		g.warnings = append(g.warnings, w.Path+": "+w.Text)
 	}
 	sinks := make(map[string]mqtt.Sink)
+	told := make(map[string]mqtt.Sink) // of sinks, those that the herald speaks to
 
 	if cfg.Broker != nil {
 		b, err := broker.Listen(*cfg.Broker, dir, part(log, "broker", ""))
@@ -83,7 +84,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 			return nil, fmt.Errorf("broker: %w", err)
 		}
 		g.broker = b
-		sinks[config.Local] = b
+		sinks[config.Local], told[config.Local] = b, b
 	}
 	state := cfg.Status.Topic + "/state"
 	for _, c := range cfg.Uplinks {
@@ -94,9 +95,11 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		q.Clock = g.clock
 		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), nil, part(log, "uplink", c.Name))
 		g.ways = append(g.ways, way{c.Name, q, u})
-		sinks[c.Name] = q
+		if sinks[c.Name] = q; !c.NoStatus {
+			told[c.Name] = q
+		}
 	}
-	g.herald = newHerald(cfg.Status, g, sinks)
+	g.herald = newHerald(cfg.Status, g, told)
 	for _, w := range g.ways {
 		w.queue.OnEvent = g.herald.queueEvent(w.name)
 	}

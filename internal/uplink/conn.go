@@ -98,6 +98,10 @@ type Conn struct {
 	seqs    []uint64 // of the reader
 	qosMin  uint8
 	qosMax  uint8 // 1 where QoS 2 would not be safe
+	askMost uint8 // highest QoS to subscribe with
+
+	noRetain bool      // send nothing with the retain flag
+	renewAt  time.Time // when the login has to be renewed; zero: never
 
 	serving sync.WaitGroup
 
@@ -117,12 +121,12 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 	if err != nil {
 		return nil, &Fault{Step: StepFiles, Text: err.Error(), Err: err, Refused: true}
 	}
-	password, err := cfg.Password.Read()
-	if err != nil {
-		return nil, &Fault{Step: StepFiles, Text: err.Error(), Err: err, Refused: true}
-	}
 	if cfg.ConnectTimeout <= 0 {
 		cfg.ConnectTimeout = connectTimeout
+	}
+	login, err := loginFor(cfg, u.Hostname(), time.Now())
+	if err != nil {
+		return nil, &Fault{Step: StepFiles, Text: err.Error(), Err: err, Refused: true}
 	}
 	stream, err := dial(ctx, cfg, u, cfg.ConnectTimeout)
 	if err != nil {
@@ -145,6 +149,9 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 		handler:  o.Handler,
 		acked:    o.Acked,
 		qosMax:   2,
+		askMost:  2,
+		noRetain: cfg.NoRetain,
+		renewAt:  login.renewAt(time.Now()),
 		pahoGone: make(chan struct{}),
 	}
 	if o.Sure {
@@ -156,9 +163,12 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 		// (clause 4.3.3). QoS 1 has no such memory.
 		c.qosMax = 1
 	}
+	if cfg.MaxQoS > 0 {
+		c.qosMax, c.askMost = min(c.qosMax, cfg.MaxQoS), min(c.askMost, cfg.MaxQoS)
+	}
 	c.wire.onAcks = c.onAcks
 	c.wire.hurry = func() bool { return c.win.flight().exact > 0 }
-	c.client = paho.NewClient(c.options(cfg, u, password, o))
+	c.client = paho.NewClient(c.options(cfg, u, login, o))
 	token := c.client.Connect()
 	select {
 	case <-token.Done():
@@ -186,12 +196,12 @@ func orStopped(ctx context.Context, err error) error {
 	return err
 }
 
-func (c *Conn) options(cfg config.Uplink, u *url.URL, password config.Secret, o ConnOptions) *paho.ClientOptions {
+func (c *Conn) options(cfg config.Uplink, u *url.URL, login login, o ConnOptions) *paho.ClientOptions {
 	p := paho.NewClientOptions()
 	p.Servers = []*url.URL{{Scheme: u.Scheme, Host: u.Host}}
 	p.SetClientID(cfg.ClientID)
-	p.SetUsername(cfg.Username)
-	p.SetPassword(password.Reveal())
+	p.SetUsername(login.user)
+	p.SetPassword(login.password.Reveal())
 	p.SetProtocolVersion(4) // else a refused login is tried twice
 	p.SetCleanSession(cfg.CleanSession)
 	p.SetKeepAlive(cfg.Keepalive)
@@ -212,7 +222,7 @@ func (c *Conn) options(cfg config.Uplink, u *url.URL, password config.Secret, o 
 		c.arrived(mqtt.Message{Topic: m.Topic(), Payload: m.Payload(), QoS: m.Qos(), Retain: m.Retained()}, m.MessageID())
 	})
 	if w := o.Will; w != nil {
-		p.SetBinaryWill(w.Topic, w.Payload, w.QoS, w.Retain)
+		p.SetBinaryWill(w.Topic, w.Payload, min(w.QoS, c.qosMax), w.Retain && !cfg.NoRetain)
 	}
 	return p
 }
@@ -392,6 +402,7 @@ func (c *Conn) put(m mqtt.Message, seq uint64, wait chan struct{}) {
 		}
 		id = c.win.take(s)
 	}
+	m.Retain = m.Retain && !c.noRetain
 	c.out = appendPublish(c.out, m, qos, id)
 }
 
@@ -463,7 +474,7 @@ func (c *Conn) ask(filter mqtt.Filter, qos uint8) (answer func(context.Context) 
 	if err := mqtt.ValidFilter(string(filter)); err != nil {
 		return func(context.Context) (uint8, error) { return 0, err }
 	}
-	token := c.client.Subscribe(string(filter), qos, nil).(*paho.SubscribeToken)
+	token := c.client.Subscribe(string(filter), min(qos, c.askMost), nil).(*paho.SubscribeToken)
 	return func(ctx context.Context) (uint8, error) {
 		select {
 		case <-token.Done(): // though ctx may have ended over another answer

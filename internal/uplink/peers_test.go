@@ -143,10 +143,11 @@ func (k *link) flow() {
 
 // packetIn is what a fakeBroker has read.
 type packetIn struct {
-	kind  byte
-	topic string // of PUBLISH
-	qos   byte
-	body  []byte // payload of PUBLISH, else what follows the fixed header
+	kind   byte
+	topic  string // of PUBLISH
+	qos    byte
+	retain bool
+	body   []byte // payload of PUBLISH, else what follows the fixed header
 }
 
 // fakeBroker is a broker that misbehaves as a real one cannot be made to.
@@ -258,7 +259,7 @@ func readPacket(in *bufio.Reader) (p packetIn, id uint16, err error) {
 	p = packetIn{kind: first >> 4, body: body}
 	switch p.kind {
 	case 3:
-		p.qos = first >> 1 & 3
+		p.qos, p.retain = first>>1&3, first&1 != 0
 		n := int(binary.BigEndian.Uint16(body))
 		p.topic, body = string(body[2:2+n]), body[2+n:]
 		if p.qos > 0 {

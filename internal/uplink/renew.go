@@ -48,7 +48,11 @@ type stamp struct {
 // newFiles remembers what the files that cfg names hold now.
 func newFiles(cfg config.Uplink) *files {
 	f := &files{}
-	for _, p := range []string{cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key, cfg.TLS.Password.Path(), cfg.Password.Path()} {
+	azureKey := ""
+	if cfg.AzureSAS != nil {
+		azureKey = cfg.AzureSAS.Key.Path()
+	}
+	for _, p := range []string{cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key, cfg.TLS.Password.Path(), cfg.Password.Path(), azureKey} {
 		if p != "" {
 			f.paths = append(f.paths, p)
 		}
@@ -104,7 +108,7 @@ func (f *files) read() [sha256.Size]byte {
 
 // usable returns why a connection could not be made with the files as they are.
 func usable(cfg config.Uplink) error {
-	if _, err := cfg.Password.Read(); err != nil {
+	if _, err := loginFor(cfg, "", time.Now()); err != nil {
 		return err
 	}
 	c, err := tlsConfig(cfg.TLS, "")
@@ -120,7 +124,7 @@ func usable(cfg config.Uplink) error {
 }
 
 // care looks after what c was made with until c or ctx ends. It asks for another
-// connection, once, when files have changed.
+// connection, once, when files have changed or the login comes to its end.
 func (u *Uplink) care(ctx context.Context, c *Conn, f *files, renew chan<- struct{}) {
 	look := time.NewTicker(u.lookEvery)
 	defer look.Stop()
@@ -139,6 +143,11 @@ func (u *Uplink) care(ctx context.Context, c *Conn, f *files, renew chan<- struc
 		case <-c.Lost():
 			return
 		case <-ctx.Done():
+			return
+		}
+		if !c.renewAt.IsZero() && time.Now().After(c.renewAt) {
+			u.log.Debug("token comes to its end, connecting with another")
+			renew <- struct{}{}
 			return
 		}
 		if !f.changed() {

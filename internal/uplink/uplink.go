@@ -316,7 +316,7 @@ func (u *Uplink) reply(m mqtt.Message) {
 
 // stateTopic reports whether will and birth are to be published.
 func (u *Uplink) stateTopic() bool {
-	return u.birth.Topic != "" && !time.Now().Before(u.noState)
+	return u.birth.Topic != "" && !u.cfg.NoStatus && !time.Now().Before(u.noState)
 }
 
 // greet publishes the birth and waits for its acknowledgement. So a connection
