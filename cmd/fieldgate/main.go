@@ -48,6 +48,7 @@ func commands() []command {
 		{"plan", "the requests, bus load and messages that come of a configuration", cmdPlan},
 		{"schema", "print the JSON Schema of the configuration", cmdSchema},
 		{"audit", "who wrote what: ls, verify, export", cmdAudit},
+		{"queue", "what waits for an uplink: ls, export, purge", cmdQueue},
 		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode", cmdModbus},
 		{"mqtt", "speak MQTT directly: pub, sub", cmdMQTT},
 		{"simulate", "Modbus devices with waveforms and faults, TCP and serial", cmdSimulate},

@@ -187,11 +187,15 @@ func stampOf(b []byte) (s clock.Stamp, at int, ok bool) {
 // can be put right now.
 func (c *chunk) entry(i int, clk *clock.Clock) Entry {
 	r := c.records[i]
-	b := c.bytes[r.off+crcBytes : r.off+r.len : r.off+r.len]
+	return decode(c.first+uint64(i), c.bytes[r.off+crcBytes:r.off+r.len:r.off+r.len], clk)
+}
+
+// decode reads the record b, which is well-formed.
+func decode(seq uint64, b []byte, clk *clock.Clock) Entry {
 	n := int(binary.BigEndian.Uint16(b[7:]))
 	end := len(b) - extra(b)
 	e := Entry{
-		Seq:  c.first + uint64(i),
+		Seq:  seq,
 		Time: wallTime(b),
 		Message: mqtt.Message{
 			Topic:   string(b[recordHeader : recordHeader+n]),

@@ -192,18 +192,33 @@ func mapFile(path string, l *flash.Ledger, readOnly bool, look func(*os.File) er
 func lockFile(f *os.File) error {
 	for deadline := time.Now().Add(lockPatience); ; {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return exists(f)
+		}
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return err
 		}
 		if time.Now().After(deadline) {
-			return errLocked
+			return ErrLocked
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// errLocked says that another process uses the file.
-var errLocked = errors.New("another process uses it")
+// exists returns fs.ErrNotExist if the file was deleted while it was waited for.
+func exists(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return err
+	}
+	if st.Nlink == 0 {
+		return fs.ErrNotExist
+	}
+	return nil
+}
+
+// ErrLocked says that another process uses the file.
+var ErrLocked = errors.New("another process uses it")
 
 func syncDir(dir string) error {
 	d, err := os.Open(dir)

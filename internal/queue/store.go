@@ -190,7 +190,7 @@ func (q *Queue) index(ctx context.Context) {
 	var found []*chunk
 	var damaged uint64
 	f, err := q.scan(&found, &damaged)
-	for deadline := time.Now().Add(pauseMost / 2); errors.Is(err, errLocked) && ctx.Err() == nil && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(pauseMost / 2); errors.Is(err, ErrLocked) && ctx.Err() == nil && time.Now().Before(deadline); {
 		f, err = q.scan(&found, &damaged) // each try waits for the lock a while
 	}
 	if err != nil {
@@ -231,6 +231,9 @@ func (q *Queue) index(ctx context.Context) {
 		}
 		for i := range q.promises {
 			q.promises[i].below += base
+		}
+		if q.hasty > 0 {
+			q.hasty += base
 		}
 		for q.stats.Bytes > q.cfg.MaxBytes && q.dropOldest() {
 		}
