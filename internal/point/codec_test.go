@@ -164,7 +164,8 @@ func TestDecodeInvalid(t *testing.T) {
 }
 
 func TestDecodeWrongLength(t *testing.T) {
-	_, err := reg(Uint32).Decode([]uint16{1})
+	p := reg(Uint32)
+	_, err := p.Decode([]uint16{1})
 	if err == nil || !strings.Contains(err.Error(), "1 registers for the 2 of uint32") {
 		t.Errorf("error %v", err)
 	}

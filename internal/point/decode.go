@@ -38,9 +38,7 @@ var (
 //
 // Numbers do not allocate. Results of more digits than 63 bits hold, which
 // only 64-bit types with a scale make, are rounded to 18 digits.
-func (p Point) Decode(regs []uint16) (Value, error) { return p.decode(regs) }
-
-func (p *Point) decode(regs []uint16) (Value, error) {
+func (p *Point) Decode(regs []uint16) (Value, error) {
 	if len(regs) != p.words() {
 		return Value{}, fmt.Errorf("%s: %d registers for the %d of %s", p.ID, len(regs), p.words(), p.TypeName())
 	}
