@@ -59,8 +59,8 @@ type record struct {
 }
 
 // chunk holds messages with consecutive sequence numbers. Its bytes are
-// written once and never changed (but for the crc, which only the file looks
-// at), so an Entry may point into them. A chunk whose messages are all in the
+// written once and not changed (but for the crc, which only the file looks at)
+// until all its messages are gone, so an Entry may point into them. A chunk whose messages are all in the
 // file may be away: its bytes and records are given back, and read again when
 // it is its turn.
 type chunk struct {
@@ -76,10 +76,25 @@ type chunk struct {
 	records []record // nil while away
 	bytes   []byte   // nil while away
 	done    []bool   // while away: which of the n are gone; nil if none was
+	lent    bool     // somebody may look at bytes even when nothing is left
 }
 
-func newChunk(first uint64, need int) *chunk {
-	return &chunk{first: first, bytes: make([]byte, 0, max(chunkBytes, need))}
+// spare is the memory of a chunk of which nothing is left.
+type spare struct {
+	bytes   []byte // nil: there is none
+	records []record
+}
+
+// newChunk returns an empty chunk with room for need bytes, in the spare memory
+// if there is any.
+func newChunk(first uint64, need int, s *spare) *chunk {
+	c := &chunk{first: first}
+	if s.bytes != nil && need <= chunkBytes {
+		c.bytes, c.records, *s = s.bytes, s.records, spare{}
+		return c
+	}
+	c.bytes = make([]byte, 0, max(chunkBytes, need))
+	return c
 }
 
 // memory is what the chunk takes while it is not away.

@@ -59,7 +59,7 @@ const defaultBytes = 256 << 20
 type Entry struct {
 	Seq          uint64    // rises by one with each message that the queue took; never 0. After a start it goes on behind what is in the file
 	Time         time.Time // when the queue took it, UTC, to the millisecond, by the clock as it is known now
-	mqtt.Message           // Payload belongs to the queue; do not change it
+	mqtt.Message           // Payload belongs to the queue: it is not to be changed, and valid until Done
 }
 
 // Stats is what a queue holds and what became of the rest. Accepted + Found =
@@ -109,6 +109,7 @@ type Queue struct {
 	purse  purse    // what may be handed out of older ones
 	synced uint64   // messages below are in the file, or gone
 	memory int64    // of chunks
+	spare  spare    // for the next one
 	hasty  uint64   // messages below are to be written at once
 	stale  []uint64 // in the file, done, and not at its head: to be deleted
 	behind bool     // with commit: 0, the file is slower than Deliver waits
@@ -155,7 +156,7 @@ func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) 
 		kick:   make(chan struct{}, 1),
 		ends:   make(chan struct{}),
 	}
-	q.grow(newChunk(1, 0))
+	q.grow(newChunk(1, 0, &q.spare))
 	if dir == "" {
 		q.cfg.MaxBytes = min(q.cfg.MaxBytes, bareMost)
 		q.ready = true
@@ -296,16 +297,14 @@ func (q *Queue) add(m mqtt.Message, t taking) bool {
 	}
 	last := q.last()
 	if !last.fits(m) {
-		fresh := newChunk(last.end(), need(m))
+		if last.live == 0 {
+			q.reclaim(last)
+		}
+		fresh := newChunk(last.end(), need(m), &q.spare)
 		if !q.room(fresh.memory()) {
 			q.stats.Dropped++
 			return false
 		}
-		q.memory -= last.memory()
-		if last.live == 0 {
-			last.bytes, last.records = nil, nil
-		}
-		q.memory += last.memory()
 		q.grow(fresh)
 		q.trim()
 		last = fresh
@@ -429,6 +428,7 @@ func (q *Queue) dropOldest() bool {
 	for ci, c := range q.chunks {
 		for i := range c.records {
 			if c.records[i].state == handed {
+				c.lent = true // to whoever is sending it
 				q.remove(ci, i)
 				q.stats.Dropped++
 				return true
@@ -498,11 +498,20 @@ func (q *Queue) settle(c *chunk, i int) {
 // buried gives back the memory of a chunk of which nothing is left.
 func (q *Queue) buried(c *chunk) {
 	if c.live == 0 && c != q.last() {
-		q.memory -= c.memory()
-		c.bytes, c.records = nil, nil // entries that were handed out keep what they point to
-		q.memory += c.memory()
+		q.reclaim(c)
 	}
 	q.trim()
+}
+
+// reclaim takes the memory of a chunk of which nothing is left: while messages
+// come and go, always the same piece is filled, and there is no garbage.
+func (q *Queue) reclaim(c *chunk) {
+	q.memory -= c.memory()
+	if !c.lent && cap(c.bytes) == chunkBytes {
+		q.spare = spare{c.bytes[:0], c.records[:0]}
+	}
+	c.bytes, c.records = nil, nil
+	q.memory += c.memory()
 }
 
 // trim forgets the chunks at the head of which nothing is left.

@@ -539,3 +539,41 @@ func through(b *testing.B, q *Queue) {
 		}
 	}
 }
+
+// What is handed out stays as it is until Done, also when it is dropped
+// meanwhile and what comes after it goes into memory that was used before.
+func TestHandedOutStaysAsItIs(t *testing.T) {
+	const each = 1000
+	q := open(t, config.Queue{MaxBytes: each + overhead}) // one message
+	fill := func(b byte) mqtt.Message {
+		return mqtt.Message{Topic: "t", Payload: bytes.Repeat([]byte{b}, each-1), QoS: 1}
+	}
+	deliver(t, q, fill('a'))
+	entries, err := q.Next(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 * chunkBytes / each {
+		deliver(t, q, fill('x')) // drops the one before
+	}
+	if got := entries[0].Payload; !bytes.Equal(got, fill('a').Payload) {
+		t.Errorf("the payload has become %.3s…", got)
+	}
+}
+
+// While messages come and go there is next to no garbage.
+func TestNoGarbage(t *testing.T) {
+	const n, size = 4000, 1000
+	q := open(t, config.Queue{})
+	m := mqtt.Message{Topic: "t", Payload: make([]byte, size)}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range n {
+		deliver(t, q, m)
+		done(t, q, next(t, q, 1)...)
+	}
+	runtime.ReadMemStats(&after)
+	if got := after.TotalAlloc - before.TotalAlloc; got > n*size/2 {
+		t.Errorf("%d messages of %d bytes allocated %d bytes", n, size, got)
+	}
+}

@@ -157,7 +157,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	if q.cfg.Commit > 0 {
 		period = min(period, max(q.cfg.Commit/4, 10*time.Millisecond))
 	}
-	tick := time.NewTicker(period)
+	tick := time.NewTimer(q.untilWhole(period))
 	defer tick.Stop()
 	var losses losses
 	var looked time.Time
@@ -170,6 +170,7 @@ func (q *Queue) Run(ctx context.Context) error {
 			q.persist(false)
 			continue
 		case <-tick.C:
+			tick.Reset(q.untilWhole(period))
 		}
 		q.persist(false)
 		now := time.Now()
@@ -180,6 +181,13 @@ func (q *Queue) Run(ctx context.Context) error {
 		q.Clock.Look()
 		q.lookForLosses(now, &losses)
 	}
+}
+
+// untilWhole returns how long it is to the next multiple of period, by the wall
+// clock of the start. Polls begin at such times, too (see package bus): a process
+// that sleeps wakes up once for both.
+func (q *Queue) untilWhole(period time.Duration) time.Duration {
+	return period - time.Duration((q.start.UnixNano()+int64(time.Since(q.start)))%int64(period))
 }
 
 // index reads which messages the file holds, puts them before those that came
@@ -472,6 +480,7 @@ func (q *Queue) due(all bool, now time.Time) (puts []put, upTo uint64, bytes int
 			if len(puts) == txRecords || bytes > txBytes {
 				return puts, upTo, bytes
 			}
+			c.lent = true
 			puts = append(puts, put{seq: seq, bytes: c.bytes[r.off : r.off+r.len : r.off+r.len]})
 			upTo = seq + 1
 			bytes += int64(r.len)
