@@ -36,10 +36,13 @@ type solo struct {
 	last    time.Time // when an answer last came
 	silent  int       // requests in a row without an answer
 	missing missing
+
+	watched <-chan struct{} // Done of the context whose end makes a read end
+	unwatch func() bool     // ends that
 }
 
 func newSolo(l *Line) *solo {
-	return &solo{line: l, stall: stallOf(l.cfg), turn: make(chan struct{}, 1), in: make([]byte, 0, 2*modbus.MaxTCP)}
+	return &solo{line: l, stall: stallOf(l.cfg), turn: make(chan struct{}, 1), in: make([]byte, 0, 2*modbus.MaxTCP), unwatch: func() bool { return false }}
 }
 
 func (s *solo) inFlight() int { return 1 }
@@ -88,12 +91,9 @@ func (s *solo) send(unit modbus.UnitID, req modbus.PDU) error {
 func (s *solo) receive(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout time.Duration) (modbus.PDU, error) {
 	c, conn := &s.line.count, s.wire.conn
 	limit := time.Now().Add(timeout)
-	if err := conn.SetReadDeadline(limit); err != nil {
+	if err := s.waitUntil(ctx, limit); err != nil {
 		return nil, s.lose(err)
 	}
-	defer context.AfterFunc(ctx, func() {
-		_ = conn.SetReadDeadline(time.Unix(1, 0)) // fails on a closed connection, which ends the read too
-	})()
 	for {
 		n, err := conn.Read(s.in[len(s.in):cap(s.in)])
 		if n > 0 {
@@ -135,10 +135,26 @@ func (s *solo) receive(ctx context.Context, unit modbus.UnitID, req modbus.PDU, 
 		default:
 			return nil, s.nothing(unit, req, timeout)
 		}
-		if err := conn.SetReadDeadline(limit); err != nil {
+		if err := s.waitUntil(ctx, limit); err != nil {
 			return nil, s.lose(err)
 		}
 	}
+}
+
+// waitUntil makes the next read end at limit, or with ctx. A caller mostly comes
+// with the same context each time, so that it is watched on from request to
+// request: to begin and end that takes memory and a lock shared by all lines.
+func (s *solo) waitUntil(ctx context.Context, limit time.Time) error {
+	conn := s.wire.conn
+	if s.watched != ctx.Done() {
+		s.unwatch()
+		s.watched = ctx.Done()
+		s.unwatch = context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(past) })
+	}
+	if err := conn.SetReadDeadline(limit); err != nil || ctx.Err() == nil {
+		return err
+	}
+	return conn.SetReadDeadline(past) // ctx ended before limit was set
 }
 
 // frames takes the whole frames off the front of in, up to the answer to req;
@@ -216,9 +232,10 @@ func (s *solo) nothing(unit modbus.UnitID, req modbus.PDU, timeout time.Duration
 // caller, whose request was sent.
 func (s *solo) lose(why error) error {
 	s.line.set(stateOpening, nil)
+	s.unwatch()
 	s.wire.stop()
 	s.hangup.close()
-	s.wire, s.why, s.in = nil, why, s.in[:0]
+	s.wire, s.watched, s.why, s.in = nil, nil, why, s.in[:0]
 	return lostUnder(why)
 }
 
@@ -248,6 +265,9 @@ func (s *solo) serve(ctx context.Context, wr wire) error {
 	}
 	return s.why
 }
+
+// past is a deadline that is over.
+var past = time.Unix(1, 0)
 
 // errHungUp: the peer closed the connection.
 var errHungUp = errors.New("closed by the device")

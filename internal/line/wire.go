@@ -104,7 +104,7 @@ func (s *source) pending() bool {
 
 func (s *source) wake() {
 	s.woken.Store(true)
-	_ = s.file.SetReadDeadline(time.Unix(1, 0)) // fails on a closed file, which wakes too
+	_ = s.file.SetReadDeadline(past) // fails on a closed file, which wakes too
 }
 
 // opener opens the wire of a line again and again.
