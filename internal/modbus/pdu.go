@@ -250,6 +250,18 @@ func (p PDU) Span() (t Table, addr uint16, n int, ok bool) {
 	return 0, 0, 0, false
 }
 
+// WriteSpan returns what a request writes, as Span does; table 0 for functions that
+// write no table. It is Span but for function 23, which reads as well.
+func (p PDU) WriteSpan() (t Table, addr uint16, n int) {
+	switch f := p.Function(); {
+	case f == ReadWriteRegisters && len(p) >= 9:
+		return HoldingRegisters, binary.BigEndian.Uint16(p[5:]), int(binary.BigEndian.Uint16(p[7:]))
+	case f.Writes() && f != ReadWriteRegisters:
+		t, addr, n, _ = p.Span()
+	}
+	return t, addr, n
+}
+
 // AppendRegisters appends the registers of resp, a checked response to function
 // 3, 4 or 23.
 func AppendRegisters(dst []uint16, resp PDU) []uint16 {

@@ -24,7 +24,7 @@ const asciiPause = time.Second
 //
 // On a line shared with other devices it passes over their requests and
 // responses. It executes broadcasts and answers none, and answers no frame with
-// a wrong CRC or LRC. An answer leaves 3.5 characters after the request at the
+// a wrong CRC or LRC. It counts them under the Client of ctx. An answer leaves 3.5 characters after the request at the
 // earliest. The error is that of rw, which is then closed; an adapter that was
 // unplugged is the common one.
 func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Framing, units func(UnitID) bool, charTime time.Duration) error {
@@ -68,7 +68,7 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 		}
 	}()
 
-	p := &serialPort{server: s, framing: f, units: units, silence: Silence(charTime)}
+	p := &serialPort{server: s, framing: f, units: units, tally: s.tallies.get(Client(ctx)), silence: Silence(charTime)}
 	for {
 		var r read
 		select {
@@ -79,6 +79,7 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 		if ctx.Err() != nil {
 			return nil
 		}
+		p.tally.in.Add(uint64(len(r.b)))
 		p.feed(r.b, r.at)
 		free <- r.b
 		for {
@@ -96,6 +97,7 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 				}
 				return fmt.Errorf("modbus server: write: %w", err)
 			}
+			p.tally.out.Add(uint64(len(answer)))
 			p.sent(answer)
 		}
 		if r.err != nil {
@@ -135,6 +137,7 @@ type serialPort struct {
 	server  *Server
 	framing Framing
 	units   func(UnitID) bool
+	tally   *tally
 	silence time.Duration
 
 	buf    []byte
@@ -202,7 +205,8 @@ func (p *serialPort) next(ctx context.Context) (answer []byte, ok bool) {
 		if n > 0 {
 			adu := p.buf[:n]
 			if unit, req, err := DecodeRTU(adu); err == nil && p.ours(unit) {
-				if resp := p.server.answerSerial(ctx, p.units, unit, req); len(resp) > 0 {
+				p.tally.last.Store(p.last.UnixNano())
+				if resp := p.server.answerSerial(ctx, p.tally, p.units, unit, req); len(resp) > 0 {
 					p.out = AppendRTU(p.out, unit, resp)
 				}
 			}
@@ -213,7 +217,7 @@ func (p *serialPort) next(ctx context.Context) (answer []byte, ok bool) {
 		if start == 0 {
 			return nil, false
 		}
-		p.server.counters.badFrames.Add(1)
+		p.server.badFrame(p.tally)
 		p.drop(start)
 	}
 	return nil, false
@@ -287,12 +291,12 @@ func (p *serialPort) nextASCII(ctx context.Context) (answer []byte, ok bool) {
 	end := bytes.IndexByte(p.buf, '\n')
 	if end < 0 {
 		if len(p.buf) > MaxASCII {
-			p.server.counters.badFrames.Add(1)
+			p.server.badFrame(p.tally)
 			p.buf = p.buf[:0]
 		}
 		return nil, false
 	}
-	p.out = p.server.answerASCII(ctx, p.units, p.buf[:end+1], p.out)
+	p.out = p.server.answerASCII(ctx, p.tally, p.units, p.buf[:end+1], p.out)
 	p.drop(end + 1)
 	return p.out, true
 }

@@ -194,7 +194,7 @@ func TestSerialPort(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m := newMemory(100)
 			m.set(HoldingRegisters, 0, 11)
-			p := &serialPort{server: &Server{Endpoint: m}, framing: FramingRTU, silence: Silence(charTime),
+			p := &serialPort{server: &Server{Endpoint: m}, framing: FramingRTU, tally: new(tally), silence: Silence(charTime),
 				units: func(u UnitID) bool { return u == 1 }}
 			if got := feed(p, c.lumps); !bytes.Equal(got, c.want) {
 				t.Errorf("answers % x, want % x", got, c.want)
@@ -243,7 +243,7 @@ func feed(p *serialPort, lumps []lump) (answers []byte) {
 
 func TestSerialPortEcho(t *testing.T) {
 	m := newMemory(100)
-	p := &serialPort{server: &Server{Endpoint: m, Echo: true}, framing: FramingRTU, silence: Silence(charTime),
+	p := &serialPort{server: &Server{Endpoint: m, Echo: true}, framing: FramingRTU, tally: new(tally), silence: Silence(charTime),
 		units: func(u UnitID) bool { return u == 1 }}
 	// The answer to a single write is the request again: heard as an echo it
 	// must not be executed and answered for ever.
@@ -281,7 +281,7 @@ func TestSerialPortASCII(t *testing.T) {
 		{"noise for ever", []lump{{0, []byte(strings.Repeat("0", 600))}, {0, req}}, answer, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			p := &serialPort{server: &Server{Endpoint: m}, framing: FramingASCII, units: func(u UnitID) bool { return u == 1 }}
+			p := &serialPort{server: &Server{Endpoint: m}, framing: FramingASCII, tally: new(tally), units: func(u UnitID) bool { return u == 1 }}
 			if got := feed(p, c.lumps); !bytes.Equal(got, c.want) {
 				t.Errorf("answers %q, want %q", got, c.want)
 			}
@@ -303,7 +303,7 @@ func FuzzSerialPort(f *testing.F) {
 	f.Fuzz(func(t *testing.T, framing, size byte, b []byte) {
 		fr := FramingRTU + Framing(framing%2)
 		m := newMemory(100)
-		p := &serialPort{server: &Server{Endpoint: m}, framing: fr, silence: Silence(charTime),
+		p := &serialPort{server: &Server{Endpoint: m}, framing: fr, tally: new(tally), silence: Silence(charTime),
 			units: func(u UnitID) bool { return u == 1 }}
 		var lumps []lump
 		for len(b) > 0 {

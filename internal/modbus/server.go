@@ -2,6 +2,7 @@ package modbus
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -31,15 +32,19 @@ type Server struct {
 	Units func(UnitID) bool
 
 	// Default, unless 0, stands in for the unit ids 0 and 255 on Modbus TCP,
-	// which there mean "the device at this address" (APP 4.1). The answer still
-	// bears the id of the request.
+	// which there mean "the device at this address" (APP 4.1), unless Units names
+	// them. The answer still bears the id of the request.
 	Default UnitID
 
 	// Allow lists who may connect; nil: everyone. Others are closed at once,
 	// their datagrams ignored.
 	Allow []netip.Prefix
 
-	MaxClients int           // connections at once; 0: 32. More are closed at once
+	// MaxClients is how many connections there may be at once; 0: 32. When they
+	// are all taken, a new one takes the place of that which has been silent
+	// longest - for a second, if it never asked anything, else for 30 s -, or is
+	// closed at once.
+	MaxClients int
 	Idle       time.Duration // a connection without a whole request for so long is closed; 0: 60 s, negative: never
 
 	// Echo says that a serial port hears its own sending, as half-duplex
@@ -48,8 +53,9 @@ type Server struct {
 
 	Log *slog.Logger // nil: none
 
-	clients  atomic.Int64
-	counters struct{ accepted, refused, requests, exceptions, badFrames atomic.Uint64 }
+	sessions sessions
+	tallies  tallies
+	counters struct{ accepted, refused, evicted, requests, exceptions, badFrames atomic.Uint64 }
 }
 
 // Defaults of a Server.
@@ -69,6 +75,7 @@ type ServerStats struct {
 	Clients    int    // connections now
 	Accepted   uint64 // connections
 	Refused    uint64 // connections and datagrams turned away by Allow or MaxClients
+	Evicted    uint64 // connections closed to make room for another
 	Requests   uint64 // for our units
 	Exceptions uint64 // answers that were exceptions
 	BadFrames  uint64 // frames with a wrong CRC, LRC or length
@@ -78,14 +85,19 @@ type ServerStats struct {
 func (s *Server) Stats() ServerStats {
 	c := &s.counters
 	return ServerStats{
-		Clients:    int(s.clients.Load()),
+		Clients:    s.sessions.len(),
 		Accepted:   c.accepted.Load(),
 		Refused:    c.refused.Load(),
+		Evicted:    c.evicted.Load(),
 		Requests:   c.requests.Load(),
 		Exceptions: c.exceptions.Load(),
 		BadFrames:  c.badFrames.Load(),
 	}
 }
+
+// Clients returns the counts of each client, by its name. It remembers 64 of
+// them, and forgets first who left first. It is safe to call at any time.
+func (s *Server) Clients() []ClientStats { return s.tallies.stats() }
 
 // Serve answers the clients of l in framing f until ctx ends, then closes l and
 // all connections, waits for them and returns nil. It returns an error when l is
@@ -122,7 +134,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, f Framing) error {
 			continue
 		}
 		failing = false
-		if reason := s.admit(conn.RemoteAddr()); reason != "" {
+		c := &session{conn: conn, since: time.Now()}
+		if reason := s.admit(c); reason != "" {
 			conn.Close()
 			s.counters.refused.Add(1)
 			if !refusing {
@@ -134,26 +147,34 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, f Framing) error {
 		refusing = false
 		s.counters.accepted.Add(1)
 		open.Go(func() { // ends when the client leaves, is idle, or running ends
-			defer s.clients.Add(-1)
-			s.serveConn(running, conn, f)
+			defer s.sessions.leave(c)
+			s.serve(running, c, f)
 		})
 	}
 }
 
-// admit counts a new client in and returns "", or says why it must go.
-func (s *Server) admit(from net.Addr) string {
-	if !s.allowed(from) {
+// admit counts a new connection in and returns "", or says why it must go.
+func (s *Server) admit(c *session) string {
+	if !s.allowed(c.conn.RemoteAddr()) {
 		return "not in the allow list"
 	}
-	limit := s.MaxClients
-	if limit == 0 {
-		limit = DefaultMaxClients
+	limit := s.maxClients()
+	entered, instead := s.sessions.enter(c, limit)
+	if instead != nil {
+		s.counters.evicted.Add(1)
+		instead.conn.Close()
 	}
-	if s.clients.Add(1) > int64(limit) {
-		s.clients.Add(-1)
+	if !entered {
 		return fmt.Sprintf("%d clients are connected already", limit)
 	}
 	return ""
+}
+
+func (s *Server) maxClients() int {
+	if s.MaxClients == 0 {
+		return DefaultMaxClients
+	}
+	return s.MaxClients
 }
 
 // allowed reports whether from may talk to us.
@@ -174,10 +195,16 @@ func (s *Server) allowed(from net.Addr) bool {
 	return false
 }
 
-// serveConn answers one client until it leaves or must.
-func (s *Server) serveConn(ctx context.Context, conn net.Conn, f Framing) {
+// serve answers one client until it leaves or must.
+func (s *Server) serve(ctx context.Context, c *session, f Framing) {
+	conn := c.conn
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	host := hostOf(conn.RemoteAddr())
+	c.tally = s.tallies.get(host)
+	c.tally.conns.Add(1)
+	defer c.tally.conns.Add(-1)
+	ctx = WithClient(ctx, host)
 	s.log().Debug("client connected", "client", conn.RemoteAddr().String())
 	step := s.stepTCP
 	switch f {
@@ -188,11 +215,12 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, f Framing) {
 	}
 	// One frame always fits, so that a reader may peek at a whole one.
 	in, out := bufio.NewReaderSize(conn, MaxASCII), make([]byte, 0, MaxASCII)
+	limits := limits{conn: conn, idle: s.idle()}
 	for {
-		if err := conn.SetReadDeadline(s.idleDeadline()); err != nil {
+		if err := limits.request(); err != nil {
 			return
 		}
-		answer, err := step(ctx, in, out)
+		answer, err := step(ctx, c, in, out)
 		if err != nil {
 			s.log().Debug("client gone", "client", conn.RemoteAddr().String(), "err", err)
 			return
@@ -200,7 +228,8 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, f Framing) {
 		if len(answer) == 0 {
 			continue
 		}
-		if err := conn.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		c.tally.out.Add(uint64(len(answer)))
+		if err := limits.answer(); err != nil {
 			return
 		}
 		if _, err := conn.Write(answer); err != nil {
@@ -210,32 +239,63 @@ func (s *Server) serveConn(ctx context.Context, conn net.Conn, f Framing) {
 	}
 }
 
-func (s *Server) idleDeadline() time.Time {
+// limits keeps the deadlines of a connection. To set one costs more than to
+// answer a read, so they are set anew only once an eighth of their time has
+// passed, and are that much too short at worst: what is set is an eighth more.
+type limits struct {
+	conn        net.Conn
+	idle        time.Duration // 0: none
+	read, write time.Time     // when the deadlines were set
+}
+
+// request is called before the next request is waited for.
+func (l *limits) request() error {
+	now := time.Now()
+	if l.idle == 0 || now.Sub(l.read) < l.idle/8 {
+		return nil
+	}
+	l.read = now
+	return l.conn.SetReadDeadline(now.Add(l.idle + l.idle/8))
+}
+
+// answer is called before an answer is written.
+func (l *limits) answer() error {
+	now := time.Now()
+	if now.Sub(l.write) < writeTimeout/8 {
+		return nil
+	}
+	l.write = now
+	return l.conn.SetWriteDeadline(now.Add(writeTimeout + writeTimeout/8))
+}
+
+// idle returns how long a connection may be silent; 0: for ever.
+func (s *Server) idle() time.Duration {
 	switch {
 	case s.Idle == 0:
-		return time.Now().Add(DefaultIdle)
+		return DefaultIdle
 	case s.Idle < 0:
-		return time.Time{}
+		return 0
 	}
-	return time.Now().Add(s.Idle)
+	return s.Idle
 }
 
 // stepTCP reads one MBAP frame and returns what to answer, appended to out.
-func (s *Server) stepTCP(ctx context.Context, in *bufio.Reader, out []byte) ([]byte, error) {
+func (s *Server) stepTCP(ctx context.Context, c *session, in *bufio.Reader, out []byte) ([]byte, error) {
 	hdr, err := in.Peek(MBAPLen)
 	if err != nil {
 		return nil, err
 	}
 	tx, n, unit, err := ParseMBAP(hdr)
 	if err != nil {
-		s.counters.badFrames.Add(1)
+		s.badFrame(c.tally)
 		return nil, err
 	}
 	adu, err := in.Peek(MBAPLen + n)
 	if err != nil {
 		return nil, err
 	}
-	if resp := s.answerTCP(ctx, unit, PDU(adu[MBAPLen:])); len(resp) > 0 {
+	c.came(len(adu))
+	if resp := s.answerTCP(ctx, c.tally, unit, PDU(adu[MBAPLen:])); len(resp) > 0 {
 		out = AppendTCP(out, tx, unit, resp)
 	}
 	_, err = in.Discard(MBAPLen + n)
@@ -244,7 +304,7 @@ func (s *Server) stepTCP(ctx context.Context, in *bufio.Reader, out []byte) ([]b
 
 // stepRTU reads one RTU frame from a stream, in which silence means nothing:
 // the frame ends by its length, or where its CRC comes out right.
-func (s *Server) stepRTU(ctx context.Context, in *bufio.Reader, out []byte) ([]byte, error) {
+func (s *Server) stepRTU(ctx context.Context, c *session, in *bufio.Reader, out []byte) ([]byte, error) {
 	n, known := MinRTU, false
 	for !known {
 		prefix, err := in.Peek(n)
@@ -258,7 +318,7 @@ func (s *Server) stepRTU(ctx context.Context, in *bufio.Reader, out []byte) ([]b
 			}
 		}
 		if n > MaxRTU {
-			s.counters.badFrames.Add(1)
+			s.badFrame(c.tally)
 			return nil, fmt.Errorf("%w: no frame in %d bytes", errRefused, len(prefix))
 		}
 	}
@@ -268,10 +328,11 @@ func (s *Server) stepRTU(ctx context.Context, in *bufio.Reader, out []byte) ([]b
 	}
 	unit, req, err := DecodeRTU(adu)
 	if err != nil {
-		s.counters.badFrames.Add(1)
+		s.badFrame(c.tally)
 		return nil, err
 	}
-	if resp := s.answerSerial(ctx, s.Units, unit, req); len(resp) > 0 {
+	c.came(n)
+	if resp := s.answerSerial(ctx, c.tally, s.Units, unit, req); len(resp) > 0 {
 		out = AppendRTU(out, unit, resp)
 	}
 	_, err = in.Discard(n)
@@ -293,19 +354,20 @@ func RTUFrameEnd(b []byte) (n int, found bool) {
 
 // stepASCII reads up to the end of the next ASCII frame. A frame with a wrong LRC
 // gets no answer; the next ':' begins anew.
-func (s *Server) stepASCII(ctx context.Context, in *bufio.Reader, out []byte) ([]byte, error) {
+func (s *Server) stepASCII(ctx context.Context, c *session, in *bufio.Reader, out []byte) ([]byte, error) {
 	line, err := in.ReadSlice('\n')
 	if err != nil {
 		if errors.Is(err, bufio.ErrBufferFull) {
-			s.counters.badFrames.Add(1)
+			s.badFrame(c.tally)
 		}
 		return nil, err
 	}
-	return s.answerASCII(ctx, s.Units, line, out), nil
+	c.came(len(line))
+	return s.answerASCII(ctx, c.tally, s.Units, line, out), nil
 }
 
 // answerASCII appends the answer to the frame that ends line to out.
-func (s *Server) answerASCII(ctx context.Context, units func(UnitID) bool, line, out []byte) []byte {
+func (s *Server) answerASCII(ctx context.Context, t *tally, units func(UnitID) bool, line, out []byte) []byte {
 	for i := len(line) - 1; i >= 0; i-- {
 		if line[i] == ':' {
 			line = line[i:]
@@ -314,22 +376,32 @@ func (s *Server) answerASCII(ctx context.Context, units func(UnitID) bool, line,
 	}
 	unit, req, err := DecodeASCII(line)
 	if err != nil {
-		s.counters.badFrames.Add(1)
+		s.badFrame(t)
 		return out
 	}
-	if resp := s.answerSerial(ctx, units, unit, req); len(resp) > 0 {
+	if resp := s.answerSerial(ctx, t, units, unit, req); len(resp) > 0 {
 		out = AppendASCII(out, unit, resp)
 	}
 	return out
 }
 
+// maxDatagrams is how many requests of one UDP client may wait.
+const maxDatagrams = 8
+
 // ServeUDP answers the datagrams of pc, each of which holds one Modbus TCP
 // frame, until ctx ends; then it closes pc and returns nil. Anything else in a
-// datagram is counted and ignored. It returns an error when pc fails.
+// datagram is counted and ignored. The requests of one address are answered in
+// the order they came, and those of another do not wait for them; what comes
+// while eight of an address wait, or MaxClients addresses, is ignored and
+// counted as refused. It returns an error when pc fails.
 func (s *Server) ServeUDP(ctx context.Context, pc net.PacketConn) error {
+	running, cancel := context.WithCancel(ctx)
+	u := &datagrams{server: s, conn: pc, waiting: make(map[string][][]byte)}
+	defer u.answering.Wait()
+	defer cancel()
 	defer pc.Close()
 	defer context.AfterFunc(ctx, func() { pc.Close() })()
-	in, out := make([]byte, MaxTCP+1), make([]byte, 0, MaxTCP)
+	in := make([]byte, MaxTCP+1)
 	for {
 		n, from, err := pc.ReadFrom(in)
 		if ctx.Err() != nil {
@@ -338,55 +410,112 @@ func (s *Server) ServeUDP(ctx context.Context, pc net.PacketConn) error {
 		if err != nil {
 			return fmt.Errorf("modbus server: read on %v: %w", pc.LocalAddr(), err)
 		}
-		if !s.allowed(from) {
+		if !s.allowed(from) || !u.take(running, from, in[:n]) {
 			s.counters.refused.Add(1)
-			continue
 		}
-		tx, unit, req, err := DecodeTCP(in[:n])
-		if err != nil {
-			s.counters.badFrames.Add(1)
-			continue
+	}
+}
+
+// datagrams is the requests of a UDP socket that wait for their turn.
+type datagrams struct {
+	server    *Server
+	conn      net.PacketConn
+	answering sync.WaitGroup
+
+	mu      sync.Mutex
+	waiting map[string][][]byte // behind the one being answered, by address
+}
+
+// take has one datagram answered; false: there are too many.
+func (u *datagrams) take(ctx context.Context, from net.Addr, b []byte) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	key := from.String()
+	queue, busy := u.waiting[key]
+	if busy && len(queue) >= maxDatagrams || !busy && len(u.waiting) >= u.server.maxClients() {
+		return false
+	}
+	b = bytes.Clone(b)
+	if busy {
+		u.waiting[key] = append(queue, b)
+		return true
+	}
+	u.waiting[key] = nil
+	u.answering.Go(func() { // ends when nothing of this address waits, or with ctx
+		host := hostOf(from)
+		t := u.server.tallies.get(host)
+		ctx := WithClient(ctx, host)
+		for more := true; more; b, more = u.next(ctx, key) {
+			u.answer(ctx, t, from, b)
 		}
-		resp := s.answerTCP(ctx, unit, req)
-		if len(resp) == 0 {
-			continue
-		}
-		if _, err := pc.WriteTo(AppendTCP(out, tx, unit, resp), from); err != nil {
-			s.log().Debug("answer not sent", "client", from.String(), "err", err)
-		}
+	})
+	return true
+}
+
+// next returns the next datagram of an address.
+func (u *datagrams) next(ctx context.Context, key string) (b []byte, more bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	queue := u.waiting[key]
+	if len(queue) == 0 || ctx.Err() != nil {
+		delete(u.waiting, key)
+		return nil, false
+	}
+	u.waiting[key] = queue[1:]
+	return queue[0], true
+}
+
+func (u *datagrams) answer(ctx context.Context, t *tally, from net.Addr, b []byte) {
+	s := u.server
+	tx, unit, req, err := DecodeTCP(b)
+	if err != nil {
+		s.badFrame(t)
+		return
+	}
+	t.in.Add(uint64(len(b)))
+	resp := s.answerTCP(ctx, t, unit, req)
+	if len(resp) == 0 {
+		return
+	}
+	out := AppendTCP(nil, tx, unit, resp)
+	t.out.Add(uint64(len(out)))
+	if _, err := u.conn.WriteTo(out, from); err != nil {
+		s.log().Debug("answer not sent", "client", from.String(), "err", err)
 	}
 }
 
 // answerTCP answers a request with the unit rules of Modbus TCP.
-func (s *Server) answerTCP(ctx context.Context, unit UnitID, req PDU) PDU {
-	if s.Default != 0 && (unit == 0 || unit == 255) {
+func (s *Server) answerTCP(ctx context.Context, t *tally, unit UnitID, req PDU) PDU {
+	if s.Default != 0 && (unit == 0 || unit == 255) && (s.Units == nil || !s.Units(unit)) {
 		unit = s.Default
 	}
 	if s.Units != nil && !s.Units(unit) {
+		t.exception(GatewayTargetNoResponse)
 		return ExceptionResponse(req.Function(), GatewayTargetNoResponse)
 	}
-	return s.answer(ctx, unit, req)
+	return s.answer(ctx, t, unit, req)
 }
 
 // answerSerial answers a request with the unit rules of serial lines: nobody
 // answers a broadcast, and what is not for us is for somebody else.
-func (s *Server) answerSerial(ctx context.Context, units func(UnitID) bool, unit UnitID, req PDU) PDU {
+func (s *Server) answerSerial(ctx context.Context, t *tally, units func(UnitID) bool, unit UnitID, req PDU) PDU {
 	if unit == Broadcast {
 		if req.Function().Broadcasts() {
-			s.answer(ctx, Broadcast, req)
+			s.answer(ctx, t, Broadcast, req)
 		}
 		return nil
 	}
 	if units != nil && !units(unit) {
 		return nil
 	}
-	return s.answer(ctx, unit, req)
+	return s.answer(ctx, t, unit, req)
 }
 
 // answer returns the response to req, empty for none. It never is longer than a
 // PDU may be.
-func (s *Server) answer(ctx context.Context, unit UnitID, req PDU) PDU {
+func (s *Server) answer(ctx context.Context, t *tally, unit UnitID, req PDU) PDU {
 	s.counters.requests.Add(1)
+	t.functions[t.function(req.Function())].Add(1)
 	err := CheckRequest(req)
 	var resp PDU
 	if err == nil {
@@ -406,8 +535,15 @@ func (s *Server) answer(ctx context.Context, unit UnitID, req PDU) PDU {
 	if ctx.Err() != nil {
 		return nil // we are going; the client will see the connection end
 	}
+	e := ExceptionFor(err)
 	s.counters.exceptions.Add(1)
-	return ExceptionResponse(req.Function(), ExceptionFor(err))
+	t.exception(e)
+	return ExceptionResponse(req.Function(), e)
+}
+
+func (s *Server) badFrame(t *tally) {
+	s.counters.badFrames.Add(1)
+	t.bad.Add(1)
 }
 
 func (s *Server) log() *slog.Logger {

@@ -185,7 +185,7 @@ func TestServerErrorsOfTheEndpoint(t *testing.T) {
 		{PDU{3, 4, 0, 0, 0, 0}, nil, ServerDeviceFailure}, // another quantity
 	} {
 		s := &Server{Endpoint: endpointFunc(func(context.Context, UnitID, PDU) (PDU, error) { return c.resp, c.err })}
-		got := s.answer(context.Background(), 1, ReadRequest(HoldingRegisters, 0, 1))
+		got := s.answer(context.Background(), new(tally), 1, ReadRequest(HoldingRegisters, 0, 1))
 		if want := (PDU{0x83, byte(c.want)}); !bytes.Equal(got, want) {
 			t.Errorf("% x, %v is answered % x, want % x", c.resp, c.err, got, want)
 		}
@@ -551,7 +551,7 @@ func FuzzServerStream(f *testing.F) {
 		served := make(chan struct{})
 		go func() { // ends when ours is closed
 			defer close(served)
-			s.serveConn(context.Background(), theirs, fr)
+			s.serve(context.Background(), &session{conn: theirs, since: time.Now()}, fr)
 		}()
 		go func() { // ends with the bytes, or when the server hangs up
 			defer ours.Close()
