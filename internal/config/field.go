@@ -510,9 +510,11 @@ type raw struct {
 	at  *node
 }
 
-func rawValues() value[[]raw] {
+func rawValues() value[[]raw] { return oneOrList(rawValue(), "raw values") }
+
+func rawValue() value[raw] {
 	s := schema{{"type", "integer"}, {"minimum", -math.Pow(2, 63)}, {"maximum", uint64(math.MaxUint64)}}
-	one := value[raw]{s, func(d *decoder, n *node) (raw, bool) {
+	return value[raw]{s, func(d *decoder, n *node) (raw, bool) {
 		neg, mag, ok := d.whole(n, "a raw value such as 0x8000 or -1")
 		if ok && neg && mag > 1<<63 {
 			d.shapef(n, "%s has more than 64 bits", n.Text)
@@ -520,7 +522,6 @@ func rawValues() value[[]raw] {
 		}
 		return raw{neg, mag, n}, ok
 	}}
-	return oneOrList(one, "raw values")
 }
 
 // rate is a number of times in a span: 1/s, 10/m. It is kept as the least time

@@ -74,6 +74,7 @@ func (r *resolver) resolve() *Config {
 	r.section("uplinks", r.uplinks)
 	r.section("broker", r.broker)
 	r.section("uplinks", r.bridges)
+	r.section("servers", r.servers)
 	r.section("publish", r.publish)
 	r.cfg.Status = r.raw.status
 	r.cfg.Status.Topic = r.fillIn(r.raw.status.Topic, "")
@@ -247,8 +248,8 @@ func (r *resolver) usefulness() {
 			r.out()
 		}
 	}
-	if len(r.cfg.Uplinks) == 0 && r.cfg.Broker == nil && len(r.cfg.Devices) > 0 {
-		r.warnf(r.root, "values go nowhere: there are no uplinks and no broker; add uplinks: or broker:")
+	if len(r.cfg.Uplinks) == 0 && r.cfg.Broker == nil && len(r.cfg.Servers) == 0 && len(r.cfg.Devices) > 0 {
+		r.warnf(r.root, "values go nowhere: there are no uplinks, no broker and no servers; add uplinks: or broker:")
 	}
 	if has(r.root, "publish") && len(r.cfg.Devices) == 0 && len(r.found) == 0 {
 		r.warnf(r.root, "there are rules to publish by, but no devices; add devices:")

@@ -44,6 +44,7 @@ type (
 		publish []rawRule
 		uplinks []named[rawUplink]
 		broker  *rawBroker
+		servers []rawServer
 		status  Status
 		log     Log
 	}
@@ -178,7 +179,7 @@ func newTables() *tables {
 		later[rawConfig]("commands", "Messages that ask for a write."),
 		later[rawConfig]("command_rules", "Rules for all commands."),
 		later[rawConfig]("alarms", "Limits and their messages."),
-		later[rawConfig]("servers", "Modbus servers for local PLCs."),
+		key("servers", func(c *rawConfig) *[]rawServer { return &c.servers }, list(located(newServer(t), func(s *rawServer) **node { return &s.at }), "servers"), "Modbus servers for local PLCs.").aka("server", "slave", "modbus_server"),
 		web(),
 		later[rawConfig]("tests", "Golden cases."),
 	)

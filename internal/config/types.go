@@ -17,6 +17,7 @@ type Config struct {
 	Publish []Rule   // never empty
 	Uplinks []Uplink
 	Broker  *Broker // nil: none
+	Servers []Server
 	Status  Status
 	Log     Log
 

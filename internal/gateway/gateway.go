@@ -23,6 +23,7 @@ import (
 	"fieldgate/internal/pipeline"
 	"fieldgate/internal/publish"
 	"fieldgate/internal/queue"
+	"fieldgate/internal/regmap"
 	"fieldgate/internal/uplink"
 )
 
@@ -45,6 +46,7 @@ type Gateway struct {
 	pipeline *pipeline.Pipeline
 	feed     *pipeline.Feed
 	wires    []wire
+	servers  []*regmap.Server
 	ways     []way
 	broker   *broker.Broker // nil: none
 	publish  *publish.Publisher
@@ -118,21 +120,29 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		devices[d.Bus] = append(devices[d.Bus], d)
 		points += len(d.Points)
 	}
-	g.pipeline = pipeline.New()
+	image := regmap.NewImage(cfg.Servers)
+	if len(cfg.Servers) > 0 {
+		g.pipeline = pipeline.New(image)
+	} else {
+		g.pipeline = pipeline.New()
+	}
 	g.pipeline.Expect(points)
 	g.feed = g.pipeline.Subscribe("publish", feedDepth)
 	g.publish = publish.New(topics, cfg.Devices, sinks, part(log, "publish", ""))
 	g.publish.Clock = g.clock
 
-	scratch := new(bus.Scratch)
+	scratch, passed := new(bus.Scratch), passedTo(cfg.Servers)
 	for _, c := range cfg.Buses {
-		if len(devices[c.Name]) == 0 {
+		if len(devices[c.Name]) == 0 && !passed[c.Name] {
 			continue // a bus without devices has nothing to say; check warns
 		}
 		l := line.New(c, part(log, "line", c.Name))
 		b := bus.New(c, devices[c.Name], l, g.pipeline.Emit, part(log, "bus", c.Name))
 		b.OnState, b.Scratch = g.herald.device, scratch
 		g.wires = append(g.wires, wire{c.Name, l, b})
+	}
+	if err := g.openServers(cfg.Servers, image); err != nil {
+		return nil, errors.Join(err, g.abandon())
 	}
 	return g, nil
 }
@@ -166,6 +176,9 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 		parts.Start("line "+w.name, w.line.Run)
 		parts.Start("bus "+w.name, w.bus.Run)
 	}
+	for _, s := range g.servers {
+		parts.Start("server "+s.Name(), s.Run)
+	}
 	ready()
 
 	var failed error
@@ -185,7 +198,7 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 
 // abandon closes what Open has opened, when there will be no Run.
 func (g *Gateway) abandon() error {
-	err := g.closeFiles()
+	err := errors.Join(g.closeFiles(), g.closeServers())
 	if g.broker != nil {
 		err = errors.Join(err, g.broker.Close())
 	}

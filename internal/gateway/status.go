@@ -24,6 +24,7 @@ type Status struct {
 	Buses   map[string]BusStatus    `json:"buses"`
 	Uplinks map[string]UplinkStatus `json:"uplinks"`
 	Broker  *BrokerStatus           `json:"broker,omitempty"`
+	Servers map[string]ServerStatus `json:"servers,omitempty"` // by where they listen
 	Publish PublishStatus           `json:"publish"`
 	Audit   *AuditStatus            `json:"audit,omitempty"`
 	Flash   FlashStatus             `json:"flash"`
@@ -202,6 +203,12 @@ func (g *Gateway) Status() Status {
 		s.Audit = &AuditStatus{a.Seq, a.Records, a.Unrecorded, a.Fault}
 		s.Flash.Audit = &a.Flash
 		s.Flash.All = s.Flash.All.Add(a.Flash)
+	}
+	if len(g.servers) > 0 {
+		s.Servers = make(map[string]ServerStatus, len(g.servers))
+	}
+	for _, m := range g.servers {
+		s.Servers[m.Name()] = serverStatus(g.clock, m)
 	}
 	if g.broker != nil {
 		b := BrokerStatus(g.broker.Stats()) // the same figures under their JSON names

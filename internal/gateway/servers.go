@@ -1,0 +1,123 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+
+	"fieldgate/internal/clock"
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/point"
+	"fieldgate/internal/regmap"
+)
+
+// openServers makes the Modbus servers and their sockets. The buses are there
+// already.
+func (g *Gateway) openServers(servers []config.Server, image *regmap.Image) error {
+	gate := regmap.Gate{}
+	id := identity(g.version)
+	for _, c := range servers {
+		log := part(g.log, "server", c.Name)
+		s, err := regmap.Listen(c, regmap.New(c, image, gate, id, log), log)
+		if err != nil {
+			return fmt.Errorf("server %s: %w", c.Name, err)
+		}
+		g.servers = append(g.servers, s)
+	}
+	return nil
+}
+
+// identity is what our servers say of themselves (functions 17 and 43/14).
+func identity(version string) modbus.Identity {
+	return modbus.Identity{
+		ServerID: []byte("Fieldgate " + version),
+		Objects: []modbus.Object{
+			{ID: 0, Value: []byte("Fieldgate")},
+			{ID: 1, Value: []byte("fieldgate")},
+			{ID: 2, Value: []byte(version)},
+		},
+	}
+}
+
+func (g *Gateway) closeServers() (err error) {
+	for _, s := range g.servers {
+		err = errors.Join(err, s.Close())
+	}
+	return err
+}
+
+// ServerStatus is one Modbus server of ours.
+type ServerStatus struct {
+	Address    string         `json:"address,omitempty"` // it listens on
+	Clients    int            `json:"clients"`           // connected
+	Accepted   uint64         `json:"connects"`
+	Refused    uint64         `json:"refused"` // connections turned away
+	Evicted    uint64         `json:"evicted"` // connections that made room for others
+	Requests   uint64         `json:"requests"`
+	Exceptions uint64         `json:"exceptions"`
+	BadFrames  uint64         `json:"bad_frames"`
+	ByClient   []ClientStatus `json:"by_client,omitempty"`
+
+	// Unmapped is what clients asked for and the map does not have.
+	Unmapped     []UnmappedStatus `json:"unmapped,omitempty"`
+	MoreUnmapped uint64           `json:"more_unmapped,omitempty"` // beyond those listed
+}
+
+// ClientStatus is one host, or serial port, and what it asked for.
+type ClientStatus struct {
+	Client      string                         `json:"client"`
+	Connections int                            `json:"connections"`
+	Since       *string                        `json:"since,omitempty"`
+	Last        *string                        `json:"last,omitempty"`
+	BytesIn     uint64                         `json:"received_bytes"`
+	BytesOut    uint64                         `json:"sent_bytes"`
+	BadFrames   uint64                         `json:"bad_frames,omitempty"`
+	Functions   map[modbus.FunctionCode]uint64 `json:"functions,omitempty"`  // by code, 0: others
+	Exceptions  map[modbus.Exception]uint64    `json:"exceptions,omitempty"` // by code, 0: others
+}
+
+// UnmappedStatus is a request for what the map does not have.
+type UnmappedStatus struct {
+	Function uint8   `json:"function"`
+	Address  string  `json:"address"` // 40001
+	Count    int     `json:"count"`
+	Cut      bool    `json:"part_of_a_value,omitempty"`
+	Client   string  `json:"client"` // the last who asked
+	Times    uint64  `json:"times"`
+	Last     *string `json:"last,omitempty"`
+}
+
+func serverStatus(clk *clock.Clock, s *regmap.Server) ServerStatus {
+	st := s.Stats()
+	is := ServerStatus{
+		Clients: st.Clients, Accepted: st.Accepted, Refused: st.Refused, Evicted: st.Evicted,
+		Requests: st.Requests, Exceptions: st.Exceptions, BadFrames: st.BadFrames, MoreUnmapped: st.More,
+	}
+	if a := s.Addr(); a != nil {
+		is.Address = a.String()
+	}
+	for _, c := range st.ByClient {
+		is.ByClient = append(is.ByClient, ClientStatus{
+			Client: c.Client, Connections: c.Connections, Since: timestamp(clk, c.Since), Last: timestamp(clk, c.Last),
+			BytesIn: c.BytesIn, BytesOut: c.BytesOut, BadFrames: c.BadFrames, Functions: c.Functions, Exceptions: c.Exceptions,
+		})
+	}
+	for _, u := range st.Unmapped {
+		is.Unmapped = append(is.Unmapped, UnmappedStatus{
+			Function: uint8(u.Function), Address: point.Modicon(u.Table, u.Address), Count: u.Count,
+			Cut: u.Cut, Client: u.Client, Times: u.Times, Last: timestamp(clk, u.Last),
+		})
+	}
+	return is
+}
+
+// passedTo returns the buses that servers hand requests on to.
+func passedTo(servers []config.Server) map[string]bool {
+	buses := make(map[string]bool)
+	for _, s := range servers {
+		for _, p := range s.Pass {
+			buses[p.Bus] = true
+		}
+	}
+	return buses
+}

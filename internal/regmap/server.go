@@ -1,0 +1,144 @@
+package regmap
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/line"
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/quick"
+)
+
+// Server is a Map on its socket or serial port.
+type Server struct {
+	cfg    config.Server
+	m      *Map
+	modbus *modbus.Server
+	log    *slog.Logger
+	l      net.Listener   // TCP
+	pc     net.PacketConn // UDP
+}
+
+// How long a serial port that cannot be opened is left alone before the next
+// try.
+const (
+	reopenFirst = 100 * time.Millisecond
+	reopenLast  = 2 * time.Second
+)
+
+// Listen puts m on the address of cfg, from which it was made. A serial port is
+// opened by Run, as often as it takes. Close ends what is not run.
+func Listen(cfg config.Server, m *Map, log *slog.Logger) (*Server, error) {
+	s := &Server{cfg: cfg, m: m, log: log, modbus: &modbus.Server{
+		Endpoint: m, Units: m.Units, Default: cfg.Unit, Allow: cfg.Allow,
+		MaxClients: cfg.MaxClients, Idle: cfg.Idle, Log: log,
+	}}
+	var err error
+	switch cfg.Kind {
+	case config.TCP:
+		// Half-open connections of hosts that are gone are found by keep-alive.
+		lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
+		s.l, err = lc.Listen(context.Background(), "tcp", cfg.Address)
+	case config.UDP:
+		s.pc, err = net.ListenPacket("udp", cfg.Address)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", cfg.Name, err)
+	}
+	return s, nil
+}
+
+// Name returns where the server listens, as the configuration has it.
+func (s *Server) Name() string { return s.cfg.Name }
+
+// Addr returns the address it listens on, nil on a serial port.
+func (s *Server) Addr() net.Addr {
+	switch {
+	case s.l != nil:
+		return s.l.Addr()
+	case s.pc != nil:
+		return s.pc.LocalAddr()
+	}
+	return nil
+}
+
+// Close ends a server that will not be run.
+func (s *Server) Close() error {
+	switch {
+	case s.l != nil:
+		return s.l.Close()
+	case s.pc != nil:
+		return s.pc.Close()
+	}
+	return nil
+}
+
+// Run answers until ctx ends, then returns nil. An error means that the socket
+// is broken. It may be called once.
+func (s *Server) Run(ctx context.Context) error {
+	switch {
+	case s.l != nil:
+		s.log.Info("modbus server listens", "address", s.l.Addr().String(), "points", len(s.cfg.Map))
+		return s.modbus.Serve(ctx, quickListener{s.l}, s.cfg.Framing)
+	case s.pc != nil:
+		s.log.Info("modbus server listens", "address", s.pc.LocalAddr().String(), "points", len(s.cfg.Map))
+		return s.modbus.ServeUDP(ctx, s.pc)
+	}
+	s.runSerial(ctx)
+	return nil
+}
+
+// runSerial keeps the port open until ctx ends.
+func (s *Server) runSerial(ctx context.Context) {
+	ctx = modbus.WithClient(ctx, s.cfg.Name)
+	bus := config.Bus{Name: s.cfg.Name, Kind: config.Serial, Address: s.cfg.Address, Framing: s.cfg.Framing, Mode: s.cfg.Mode, RS485: s.cfg.RS485}
+	wait, told := reopenFirst, ""
+	for ctx.Err() == nil {
+		port, err := line.OpenPort(bus, s.log)
+		if err == nil {
+			s.log.Info("modbus server listens", "address", s.cfg.Name, "mode", s.cfg.Mode.String(), "points", len(s.cfg.Map))
+			wait, told = reopenFirst, ""
+			err = s.modbus.ServeSerial(ctx, port, s.cfg.Framing, nil, s.cfg.Mode.CharTime())
+		}
+		if err != nil && err.Error() != told {
+			told = err.Error()
+			s.log.Warn("serial port not open", "address", s.cfg.Address, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, reopenLast)
+	}
+}
+
+// Stats is what a server saw.
+type Stats struct {
+	modbus.ServerStats
+	ByClient []modbus.ClientStats // by name
+	Unmapped []Unmapped
+	More     uint64 // requests for what is not in the map beyond those
+}
+
+// Stats returns the counts. It is safe to call at any time.
+func (s *Server) Stats() Stats {
+	st := Stats{ServerStats: s.modbus.Stats(), ByClient: s.modbus.Clients()}
+	st.Unmapped, st.More = s.m.Unmapped()
+	return st
+}
+
+// quickListener makes the connections of clients cheap to use.
+type quickListener struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l quickListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return quick.Conn(c), nil
+}

@@ -1,0 +1,121 @@
+package regmap
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/point"
+)
+
+// store takes the words that a PLC writes to entries, which cover them exactly.
+func (m *Map) store(ctx context.Context, entries []entry, src []uint16) error {
+	var writes []Write
+	var pauses []pause
+	for i := range entries {
+		e := &entries[i]
+		var words []uint16
+		words, src = src[:e.n], src[e.n:]
+		switch {
+		case e.Show == config.ShowPause:
+			if words[0] > maxPause {
+				return modbus.IllegalDataValue
+			}
+			pauses = append(pauses, pause{e.Device, time.Duration(words[0]) * time.Second})
+		case !e.Writable:
+			return modbus.IllegalDataAddress
+		default:
+			v, err := e.Point.Decode(words)
+			if err != nil {
+				return modbus.IllegalDataValue // not a number, no date
+			}
+			writes = append(writes, Write{e.Point.ID, v})
+		}
+	}
+	by := modbus.Client(ctx)
+	if len(writes) > 0 {
+		if m.gate.Write == nil {
+			return modbus.ServerDeviceFailure
+		}
+		if err := m.gate.Write(ctx, by, writes); err != nil {
+			m.log.Info("write refused or failed", "client", by, "point", string(writes[0].ID), "points", len(writes), "err", err)
+			return exceptionOf(err)
+		}
+	}
+	for _, p := range pauses {
+		if err := m.gate.Pause(p.device, by, p.d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type pause struct {
+	device string
+	d      time.Duration
+}
+
+// exceptionOf turns what Gate.Write says into what modbus.ExceptionFor does not
+// know by itself.
+func exceptionOf(err error) error {
+	var e modbus.Exception
+	switch {
+	case errors.As(err, &e):
+		return e
+	case errors.Is(err, ErrRefused):
+		return modbus.IllegalDataValue
+	case errors.Is(err, point.ErrReadOnly):
+		return modbus.IllegalDataAddress
+	}
+	return err
+}
+
+// passOn hands a request on to a bus, if it may go there.
+func (m *Map) passOn(ctx context.Context, bus modbus.Endpoint, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+	if err := m.mayPass(req); err != nil {
+		return nil, err
+	}
+	resp, err := bus.Do(ctx, unit, req)
+	if err != nil {
+		return nil, fmt.Errorf("unit %d: %v: %w", unit, req.Function(), err)
+	}
+	return resp, nil
+}
+
+// mayPass reports whether a request may go on to a bus: what only reads always
+// may; what writes, or changes the state of the device, only as pass_writes says.
+func (m *Map) mayPass(req modbus.PDU) error {
+	w := &m.cfg.PassWrites
+	switch f := req.Function(); f {
+	case modbus.ReadCoils, modbus.ReadDiscreteInputs, modbus.ReadHoldingRegisters, modbus.ReadInputRegisters,
+		modbus.ReadExceptionStatus, modbus.GetCommEventCounter, modbus.GetCommEventLog, modbus.ReportServerID,
+		modbus.ReadFileRecord, modbus.ReadFIFOQueue:
+		return nil
+	case modbus.Diagnostics:
+		if req[1] == 0 && req[2] == 0 { // others restart the device, or silence it
+			return nil
+		}
+	case modbus.EncapsulatedInterface:
+		if req[1] == modbus.ReadDeviceIdentification {
+			return nil
+		}
+	case modbus.WriteSingleCoil, modbus.WriteSingleRegister, modbus.WriteMultipleCoils, modbus.WriteMultipleRegisters,
+		modbus.MaskWriteRegister, modbus.ReadWriteRegisters:
+		t, from, n := req.WriteSpan()
+		for _, s := range w.Spans {
+			if s.Table == t && s.From <= from && int(from)+n-1 <= int(s.To) {
+				return nil
+			}
+		}
+		if len(w.Spans) > 0 {
+			return modbus.IllegalDataAddress
+		}
+	}
+	if w.All {
+		return nil
+	}
+	return modbus.IllegalFunction
+}
