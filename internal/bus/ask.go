@@ -89,12 +89,13 @@ type ask struct {
 type news struct {
 	point int
 	sent  uint64 // tick of its request
+	span  span
 }
 
-// add takes a sample of point i, for which a request was made at tick sent.
-func (a *ask) add(s point.Sample, i int, sent uint64) {
+// add takes a sample of point i that o has brought.
+func (a *ask) add(s point.Sample, i int, o *op) {
 	a.samples = append(a.samples, s)
-	a.news = append(a.news, news{i, sent})
+	a.news = append(a.news, news{i, o.sent, o.span})
 }
 
 func (a *ask) admit(b *Bus) {
@@ -171,7 +172,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 			} else {
 				a.note(fmt.Errorf("%s: %w", pt.ID, err))
 			}
-			a.add(sample, int(s.point), o.sent)
+			a.add(sample, int(s.point), o)
 		}
 	case isBusy(o.err) && a.busy < busyTries:
 		a.at = now + busyDelay(a.busy)
@@ -187,7 +188,7 @@ func (b *Bus) finishAsk(o *op, now instant) {
 		repeat()
 	default:
 		for _, s := range o.read.slots {
-			a.add(point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended}, int(s.point), o.sent)
+			a.add(point.Sample{ID: d.points[s.point].ID, Quality: point.Bad, Time: o.ended}, int(s.point), o)
 			d.had[s.point] = false
 		}
 		d.readOnce(now)
@@ -208,7 +209,7 @@ func (b *Bus) endAsk(a *ask, err error) {
 	b.asks = slices.DeleteFunc(b.asks, func(o *ask) bool { return o == a })
 	s := b.Scratch.take(len(a.news))
 	for k, n := range a.news {
-		if !a.d.allBad && !a.d.fencedOff(n.point, n.sent) && !a.d.overtaken(n.point, n.sent) {
+		if !a.d.allBad && !a.d.fencedOff(n.point, n.sent) && !a.d.overtaken(n.point, n.span) {
 			s.batch = append(s.batch, a.samples[k])
 		}
 	}

@@ -115,8 +115,9 @@ type Bus struct {
 	limit atomic.Int64  // the instant by which the next step is to be made
 
 	// The rest belongs to Run's goroutine, up to mu.
-	tick    uint64 // numbers requests sent and writes ended, in order
-	out     int    // requests under way
+	tick    uint64        // numbers requests sent and writes ended, in order
+	order   atomic.Uint64 // numbers beginnings and ends of exchanges, in order
+	out     int           // requests under way
 	writes  []*write
 	asks    []*ask
 	jobs    chan *op // to the workers; nil while requests are done in turn
@@ -363,12 +364,24 @@ func (b *Bus) admit() {
 	}
 }
 
+// span is when an exchange took place, in the order of all beginnings and ends
+// on the bus. The tick of a request does not tell: of several under way, the
+// workers may begin the later one first.
+type span struct{ from, to uint64 }
+
+// moment is a span of no length: now.
+func (b *Bus) moment() span {
+	n := b.order.Add(1)
+	return span{n, n}
+}
+
 // op is one request on its way to a device and back.
 type op struct {
 	d       *device
 	req     modbus.PDU
 	timeout time.Duration
 	sent    uint64 // its tick
+	span    span
 
 	began, ended time.Time
 	resp         modbus.PDU
@@ -401,6 +414,7 @@ func (b *Bus) newOp(d *device, req modbus.PDU) *op {
 // workers do; it touches nothing but o.
 func (b *Bus) do(ctx context.Context, o *op) {
 	o.began = time.Now()
+	o.span.from = b.order.Add(1)
 	unit := o.d.cfg.Unit
 	if b.timed != nil {
 		o.resp, o.err = b.timed.DoTimeout(ctx, unit, o.req, o.timeout, o.d.cfg.Gap)
@@ -413,6 +427,7 @@ func (b *Bus) do(ctx context.Context, o *op) {
 		}
 	}
 	o.ended = time.Now()
+	o.span.to = b.order.Add(1)
 	if o.err == nil && !(len(o.resp) == 0 && o.d.broadcast) {
 		// What decodes it relies on this, whatever answered.
 		o.err = modbus.CheckResponse(o.req, o.resp)

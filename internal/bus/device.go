@@ -99,8 +99,8 @@ type device struct {
 	hasSilent bool            // some of it was learned from silence
 	told      map[string]bool // what the log has said of refusals
 
-	had     []bool   // by point: of those to be read once, the ones that were
-	emitted []uint64 // by point: tick of the newest request that a sample was emitted of
+	had     []bool // by point: of those to be read once, the ones that were
+	emitted []span // by point: the exchange that the newest sample emitted is of
 
 	// Reachability.
 	state   State
@@ -137,7 +137,7 @@ func newDevice(b config.Bus, c config.Device, slot int, unix int64) *device {
 		points:    c.Points,
 		told:      make(map[string]bool),
 		had:       make([]bool, len(c.Points)),
-		emitted:   make([]uint64, len(c.Points)),
+		emitted:   make([]span, len(c.Points)),
 	}
 	if b.Kind == config.Serial {
 		d.floor = probeFloorSerial

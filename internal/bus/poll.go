@@ -56,6 +56,7 @@ type result struct {
 	resp  modbus.PDU
 	at    time.Time
 	sent  uint64
+	span  span
 	err   error
 	tries int
 	busy  int
@@ -202,7 +203,7 @@ func (b *Bus) pollOp(p *poll, now instant) *op {
 	if res.r.silent > 0 && len(res.r.slots) > 1 { // before a point is given up, it gets all its time
 		o.timeout = b.patience(p.d, 2)
 	}
-	res.sent = o.sent
+	res.sent, res.span = o.sent, b.moment()
 	return o
 }
 
@@ -240,6 +241,7 @@ func (b *Bus) endPolls(d *device, now instant) {
 func (b *Bus) finishRead(o *op, now instant) {
 	p, d := o.poll, o.d
 	res := &p.results[o.index]
+	res.span = o.span
 	switch {
 	case o.err == nil:
 		res.resp, res.at, res.sent = o.resp, o.ended, o.sent
@@ -383,7 +385,7 @@ func (b *Bus) finishSearchOp(o *op, now instant) {
 	switch {
 	case o.err == nil:
 		s.silent, s.busy = 0, 0
-		s.last = result{resp: o.resp, at: o.ended, sent: o.sent}
+		s.last = result{resp: o.resp, at: o.ended, sent: o.sent, span: o.span}
 		s.answered()
 		b.search(p, now)
 	case errors.Is(o.err, modbus.ErrNotConnected):
@@ -476,7 +478,7 @@ func (b *Bus) collect(batch []point.Sample, p *poll, res *result, now instant) [
 		return batch
 	}
 	if res.sent == 0 {
-		res.sent = b.tick // never asked for: it is known now that there is no value
+		res.sent, res.span = b.tick, b.moment() // never asked for: it is known now that there is no value
 	}
 	if res.resp != nil {
 		b.regs = modbus.AppendValues(b.regs[:0], res.r.req, res.resp)
@@ -503,7 +505,7 @@ func (b *Bus) collect(batch []point.Sample, p *poll, res *result, now instant) [
 			}
 			continue
 		}
-		if d.overtaken(i, res.sent) {
+		if d.overtaken(i, res.span) {
 			continue
 		}
 		sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: at}
@@ -522,13 +524,14 @@ func (b *Bus) collect(batch []point.Sample, p *poll, res *result, now instant) [
 	return batch
 }
 
-// overtaken reports whether what a request that was made at tick sent has said of
-// point i is old news: a read on demand, or a poll that began later, has emitted
-// what a newer request has said. If not, it is the newest now.
-func (d *device) overtaken(i int, sent uint64) bool {
-	if sent < d.emitted[i] {
+// overtaken reports whether what an exchange has said of point i may be old
+// news: a read on demand, or another poll, has emitted what an exchange said that
+// began or ended later. If not, it is the newest now. Of two that were under way
+// at once either may be the older, so the first to be emitted stands.
+func (d *device) overtaken(i int, s span) bool {
+	if e := d.emitted[i]; s.from < e.from || s.to < e.to {
 		return true
 	}
-	d.emitted[i] = sent
+	d.emitted[i] = s
 	return false
 }
