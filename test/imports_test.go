@@ -27,6 +27,7 @@ var mayImport = map[string]string{
 	"publish":  "clock modbus point pipeline mqtt config",
 	"clock":    "",
 	"flash":    "",
+	"alarm":    "point",
 	"queue":    "clock mqtt config flash",
 	"uplink":   "mqtt queue config quick",
 	"broker":   "mqtt config flash",
@@ -34,7 +35,7 @@ var mayImport = map[string]string{
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",
-	"gateway":  "clock modbus point config line bus regmap pipeline publish mqtt queue uplink broker audit group systemd flash",
+	"gateway":  "clock modbus point config line bus regmap pipeline publish mqtt queue uplink broker audit group systemd flash alarm",
 }
 
 // The one door of each foreign package.

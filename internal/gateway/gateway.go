@@ -52,6 +52,7 @@ type Gateway struct {
 	publish  *publish.Publisher
 	audit    *audit.Log // nil: nothing can be written
 	herald   *herald
+	siren    *siren
 }
 
 // wire is a bus and the line it owns.
@@ -102,8 +103,13 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		}
 	}
 	g.herald = newHerald(cfg.Status, g, told)
+	g.siren = newSiren(cfg, g)
 	for _, w := range g.ways {
-		w.queue.OnEvent = g.herald.queueEvent(w.name)
+		tell := g.herald.queueEvent(w.name)
+		w.queue.OnEvent = func(e queue.Event) {
+			tell(e)
+			g.siren.queueEvent(w.name, e)
+		}
 	}
 
 	if writable(cfg.Devices) {
@@ -171,6 +177,7 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 		parts.Start("uplink "+w.name, w.uplink.Run)
 	}
 	parts.Start("status", g.herald.run)
+	parts.Start("alarms", g.siren.run)
 	parts.Start("publish", func(ctx context.Context) error { return g.publish.Run(ctx, g.feed) })
 	for _, w := range g.wires {
 		parts.Start("line "+w.name, w.line.Run)

@@ -43,8 +43,17 @@ func ownTopics(cfg *config.Config, topics []publish.Topic) []config.Fault {
 	said := -1
 	for i := range topics {
 		t := &topics[i]
+		if t.Rule == said {
+			continue
+		}
+		if strings.HasPrefix(t.Name, alarmTopic(cfg.Site)) {
+			said = t.Rule
+			faults = append(faults, cfg.Fault(fmt.Sprintf("publish[%d].topic", t.Rule),
+				fmt.Sprintf("%s would be published on %q, where alarms are; write another topic", t.Points()[0], t.Name)))
+			continue
+		}
 		rest, below := strings.CutPrefix(t.Name, cfg.Status.Topic+"/")
-		if !below || t.Rule == said {
+		if !below {
 			continue
 		}
 		if rest == "state" || rest == "stats" || rest == "event" || strings.HasPrefix(rest, "device/") && strings.HasSuffix(rest, "/state") {

@@ -31,6 +31,8 @@ type Status struct {
 
 	EventsDropped uint64 `json:"events_dropped"` // that were not published on …/event
 
+	Alarms []AlarmStatus `json:"alarms"` // that are raised
+
 	// Warnings stand as long as the configuration is what it is: a password in
 	// it, a connection that is not encrypted.
 	Warnings []string `json:"warnings,omitempty"`
@@ -185,6 +187,7 @@ func (g *Gateway) Status() Status {
 		Publish: publishStatus(g.publish.Stats()),
 		Flash:   FlashStatus{Queues: make(map[string]flash.Report, len(g.ways))},
 
+		Alarms:   g.siren.status(),
 		Warnings: g.warnings,
 	}
 	_, s.Publish.Dropped = g.feed.Dropped()

@@ -20,6 +20,7 @@ func TestStatusNames(t *testing.T) {
 		}},
 		Uplinks: map[string]UplinkStatus{"cloud": {URL: "x", TLS: "x", Since: &since, Error: "x"}},
 		Broker:  &BrokerStatus{StoreError: "x"},
+		Alarms:  []AlarmStatus{{Name: "x", Reason: "x", Since: &since}},
 	})
 	if err != nil {
 		t.Fatal(err)

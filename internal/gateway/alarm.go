@@ -1,0 +1,225 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"fieldgate/internal/alarm"
+	"fieldgate/internal/clock"
+	"fieldgate/internal/config"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/point"
+	"fieldgate/internal/queue"
+)
+
+// Times of the alarms that the gateway raises itself.
+const (
+	alarmHold = time.Minute // a condition is over that long before its alarm is
+	alarmLook = time.Minute // how often conditions are looked at that nobody tells of
+)
+
+// A certificate is spoken of at these days left. It must get a day more for the
+// alarm to be over, so that the clock alone clears nothing.
+const (
+	certMonth = 30
+	certWeek  = 7
+)
+
+// siren raises the alarms of the gateway itself and publishes their changes.
+type siren struct {
+	gateway *Gateway
+	board   *alarm.Board
+	topic   string // before the severity
+	say     func(context.Context, mqtt.Message)
+	queues  []*queue.Queue // of the uplinks that take what the gateway says of itself
+	news    chan struct{}  // holds one token when there may be something to say
+}
+
+// newSiren returns the siren of a configuration. What it warns of at its start
+// is raised as long as the configuration is what it is.
+func newSiren(cfg *config.Config, g *Gateway) *siren {
+	s := &siren{gateway: g, board: alarm.New(alarmHold), topic: alarmTopic(cfg.Site), news: make(chan struct{}, 1)}
+	s.say = s.urgent
+	now := time.Now()
+	for i, u := range cfg.Uplinks {
+		if !u.NoStatus {
+			s.queues = append(s.queues, g.ways[i].queue)
+		}
+		if urls := u.Unencrypted(); len(urls) > 0 {
+			s.board.Raise(now, alarm.Condition{
+				Name: "unencrypted." + u.Name, Severity: alarm.Warning,
+				Reason: strings.Join(urls, ", ") + ": anyone on the way can read and change what is sent",
+			})
+		}
+		if u.TLS.Insecure {
+			s.board.Raise(now, alarm.Condition{
+				Name: "insecure." + u.Name, Severity: alarm.Warning,
+				Reason: "the broker's certificate is not checked, so anyone on the way can be the broker",
+			})
+		}
+	}
+	return s
+}
+
+// alarmTopic is where alarms are published, but for the severity.
+func alarmTopic(site config.Site) string { return site.ID + "/alarms/" }
+
+// queueEvent takes an event of the queue of an uplink.
+func (s *siren) queueEvent(uplink string, e queue.Event) {
+	c := alarm.Condition{Name: e.Kind + "." + uplink, Severity: alarm.Critical}
+	switch e.Kind {
+	case queue.Full:
+		c.Reason = "the queue is full, messages are lost"
+	case queue.Expired:
+		c.Reason = "messages are older than max_age and are lost"
+	case queue.Damaged:
+		c.Reason = "messages in the queue's file cannot be read and are lost"
+	case queue.FileFault:
+		c.Severity, c.Reason = alarm.Warning, "the queue's file takes nothing, messages stay in memory: "+e.Reason
+	case queue.PutAside:
+		c.Reason = fmt.Sprintf("the queue's file was damaged, what was in it is lost: %s; it is now %s", e.Reason, e.File)
+	}
+	if e.Lost > 0 {
+		c.Value = point.IntValue(int64(e.Lost))
+	}
+	if e.Over {
+		s.board.Clear(time.Now(), c.Name, c.Value)
+	} else {
+		s.board.Raise(time.Now(), c)
+	}
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// look holds what nobody tells of against the board.
+func (s *siren) look(now time.Time) {
+	g := s.gateway
+	s.hold(now, g.clock.State() == clock.Unset, alarm.Condition{
+		Name: "clock_unsynced", Severity: alarm.Warning,
+		Reason: "the clock has not been set, times may be wrong",
+	})
+	if g.broker != nil {
+		fault := g.broker.Stats().StoreError
+		s.hold(now, fault != "", alarm.Condition{
+			Name: "broker_store", Severity: alarm.Warning,
+			Reason: "sessions and retained messages of the broker are in memory only: " + fault,
+		})
+	}
+	if g.clock.State() == clock.Unset {
+		return // no day is known, so no days left either
+	}
+	for _, w := range g.ways {
+		cert, days, ok := w.uplink.Status().CertDaysLeft(g.clock.Day(now))
+		if !ok {
+			continue // not connected yet, or without TLS
+		}
+		s.certificate(now, w.name, days, fmt.Sprintf("the certificate of the %s (%s) ends on %s; renew it", cert.Whose, cert.Subject, cert.NotAfter.UTC().Format(time.DateOnly)))
+	}
+}
+
+// certificate takes the days left of the certificate of an uplink that ends
+// first.
+func (s *siren) certificate(now time.Time, uplink string, days int, reason string) {
+	for _, a := range []struct {
+		days     int
+		severity alarm.Severity
+	}{{certMonth, alarm.Warning}, {certWeek, alarm.Critical}} {
+		name, value := fmt.Sprintf("certificate_%d_days.%s", a.days, uplink), point.IntValue(int64(days))
+		switch {
+		case days < a.days:
+			s.board.Raise(now, alarm.Condition{Name: name, Severity: a.severity, Value: value, Reason: reason})
+		case days > a.days:
+			s.board.Clear(now, name, value)
+		}
+	}
+}
+
+func (s *siren) hold(now time.Time, is bool, c alarm.Condition) {
+	if is {
+		s.board.Raise(now, c)
+	} else {
+		s.board.Clear(now, c.Name, c.Value)
+	}
+}
+
+// run publishes the changes of alarms until ctx ends.
+func (s *siren) run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.news:
+		case <-timer.C:
+		}
+		next := s.step(ctx, time.Now())
+		timer.Reset(next)
+	}
+}
+
+// step looks, publishes what has changed, and returns when to do so again.
+func (s *siren) step(ctx context.Context, now time.Time) time.Duration {
+	s.look(now)
+	changed, next := s.board.Step(now)
+	for _, a := range changed {
+		s.publish(ctx, a)
+	}
+	if next == 0 || next > alarmLook {
+		return alarmLook
+	}
+	return next
+}
+
+// publish says a change of an alarm, in the log too.
+func (s *siren) publish(ctx context.Context, a alarm.Alarm) {
+	g := s.gateway
+	if a.Raised {
+		g.log.Warn("alarm raised", "alarm", a.Name, "severity", a.Severity.String(), "value", a.Value.String(), "reason", a.Reason)
+	} else {
+		g.log.Info("alarm cleared", "alarm", a.Name, "value", a.Value.String())
+	}
+	s.say(ctx, g.dated(mqtt.Message{
+		Topic: s.topic + a.Severity.String(), QoS: 1,
+		Payload: a.Payload(point.Timestamp(g.clock.Day(a.Since))),
+	}))
+}
+
+// urgent sends m everywhere; the queues of the uplinks write it to their files
+// at once.
+func (s *siren) urgent(ctx context.Context, m mqtt.Message) {
+	note := func(err error) {
+		if err != nil {
+			s.gateway.log.Debug("alarm not delivered", "topic", m.Topic, "err", err)
+		}
+	}
+	if b := s.gateway.broker; b != nil {
+		note(b.Deliver(ctx, m))
+	}
+	for _, q := range s.queues {
+		note(q.DeliverNow(ctx, m))
+	}
+}
+
+// AlarmStatus is an alarm that is raised.
+type AlarmStatus struct {
+	Name     string  `json:"alarm"`
+	Severity string  `json:"severity"`
+	Reason   string  `json:"reason,omitempty"`
+	Since    *string `json:"since"`
+}
+
+// status returns the alarms that are raised.
+func (s *siren) status() []AlarmStatus {
+	raised := []AlarmStatus{}
+	for _, a := range s.board.All() {
+		if a.Raised {
+			raised = append(raised, AlarmStatus{a.Name, a.Severity.String(), a.Reason, timestamp(s.gateway.clock, a.Since)})
+		}
+	}
+	return raised
+}
