@@ -26,6 +26,7 @@ func mqttCommands() []command {
 	return []command{
 		{"pub", "publish messages", cmdMQTTPub},
 		{"sub", "print the messages that arrive", cmdMQTTSub},
+		{"test", "try a broker step by step", cmdMQTTTest},
 	}
 }
 
@@ -35,6 +36,7 @@ Speaks MQTT directly to a broker, without a gateway.
 
   fieldgate mqtt sub mqtt://127.0.0.1 '#'
   fieldgate mqtt pub mqtts://broker.example plant/setpoint 55
+  fieldgate mqtt test mqtts://broker.example
 
 BROKER is a URL, or the name of an uplink in the configuration (-c FILE), whose
 addresses, user, password and certificates are then used:
@@ -61,10 +63,17 @@ type brokerPeer struct {
 	insecure                                  bool
 	timeout                                   time.Duration
 	qos                                       int
+
+	asUplink bool // keep the client id of an uplink that is known by it
 }
 
 func (p *brokerPeer) flags(f *flags, qos int) {
 	f.IntVar(&p.qos, "qos", qos, "quality of service `N`: 0, 1 or 2")
+	p.wayFlags(f)
+}
+
+// wayFlags are the options that say how to reach the broker.
+func (p *brokerPeer) wayFlags(f *flags) {
 	f.StringVar(&p.user, "user", "", "user `NAME`")
 	f.StringVar(&p.passwordFile, "password-file", "", "read the password from `FILE` (default: $"+passwordEnv+")")
 	f.StringVar(&p.clientID, "client-id", "", "client `ID` (default: one of its own each time)")
@@ -110,12 +119,15 @@ func (p *brokerPeer) settings(a *app, broker string) (config.Uplink, error) {
 			return cfg, err
 		}
 	}
-	// Never the gateway's own id: two clients with one id throw each other out.
-	cfg.ClientID = p.clientID
-	if cfg.ClientID == "" {
-		cfg.ClientID = "fieldgate-cli-" + strconv.FormatUint(rand.Uint64(), 36)
+	// Not the gateway's own id, if there is a choice: two clients with one id throw
+	// each other out. Brokers that know us by our key or certificate leave none.
+	if known := cfg.AzureSAS != nil || cfg.TLS.Cert != ""; !p.asUplink || !known || p.clientID != "" {
+		cfg.CleanSession = true
+		cfg.ClientID = p.clientID
+		if cfg.ClientID == "" {
+			cfg.ClientID = "fieldgate-cli-" + strconv.FormatUint(rand.Uint64(), 36)
+		}
 	}
-	cfg.CleanSession = true
 	cfg.ConnectTimeout = p.timeout
 	override(&cfg.Username, p.user)
 	override(&cfg.Proxy, p.proxy)

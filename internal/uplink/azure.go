@@ -36,7 +36,7 @@ func loginFor(cfg config.Uplink, host string, now time.Time) (login, error) {
 	}
 	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(secret.Reveal()))
 	if err != nil || len(key) == 0 {
-		return login{}, errors.New("azure_sas: the key is not base64; copy it from the device's page in the portal")
+		return login{}, errors.New("azure_sas: the key is not base64, as the portal shows it on the device's page")
 	}
 	l := login{user: cfg.Username, ends: now.Add(cfg.AzureSAS.TTL)}
 	if l.user == "" {
@@ -44,6 +44,11 @@ func loginFor(cfg config.Uplink, host string, now time.Time) (login, error) {
 	}
 	l.password = config.NewSecret(sasToken(key, host+"/devices/"+cfg.ClientID, l.ends))
 	return l, nil
+}
+
+// secretFault explains why there is no password.
+func secretFault(err error) *Fault {
+	return &Fault{Step: StepFiles, Text: err.Error(), Remedy: "check where it is read from, and that this user may read it", Err: err, Refused: true}
 }
 
 // sasToken returns a shared access token for resource, good until ends.

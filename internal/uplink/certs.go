@@ -141,7 +141,7 @@ func (n *certNews) look(certs []Certificate, now time.Time) (theirs certAge) {
 // that nothing follows: those of a connection that has lasted for months may
 // have been renewed since. It returns nil when that fails.
 func (u *Uplink) shown(ctx context.Context, c *Conn) []Certificate {
-	s, err := dial(ctx, u.cfg, c.url, c.patience)
+	s, err := dial(ctx, u.cfg, c.url, c.patience, nil)
 	if err != nil {
 		return nil
 	}

@@ -126,12 +126,18 @@ func Connect(ctx context.Context, cfg config.Uplink, rawURL string, o ConnOption
 	}
 	login, err := loginFor(cfg, u.Hostname(), time.Now())
 	if err != nil {
-		return nil, &Fault{Step: StepFiles, Text: err.Error(), Err: err, Refused: true}
+		return nil, secretFault(err)
 	}
-	stream, err := dial(ctx, cfg, u, cfg.ConnectTimeout)
+	stream, err := dial(ctx, cfg, u, cfg.ConnectTimeout, nil)
 	if err != nil {
 		return nil, orStopped(ctx, err)
 	}
+	return greeted(ctx, cfg, u, login, stream, o)
+}
+
+// greeted makes a Conn of a stream that is open: it sends CONNECT and waits for
+// the broker to accept it.
+func greeted(ctx context.Context, cfg config.Uplink, u *url.URL, login login, stream stream, o ConnOptions) (*Conn, error) {
 	if o.Width == 0 {
 		o.Width = Width
 	}

@@ -53,13 +53,26 @@ func ParseURL(text string) (*url.URL, error) {
 
 // dial opens the byte stream that u names: TCP, through a proxy where one is
 // set, with TLS and WebSocket as the scheme says. ctx and timeout bound it as a
-// whole. The errors are *Fault.
-func dial(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Duration) (stream, error) {
+// whole. passed, unless it is nil, is called after each step with what there is by
+// then. The errors are *Fault.
+func dial(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Duration, passed func(Step, stream)) (stream, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	conn, err := dialTCP(ctx, cfg, u, timeout)
+	if passed == nil {
+		passed = func(Step, stream) {}
+	}
+	via, err := proxyFor(cfg.Proxy, u)
 	if err != nil {
 		return stream{}, err
+	}
+	conn, err := dialTCP(ctx, cfg, u, via, timeout)
+	if err != nil {
+		return stream{}, err
+	}
+	if via == nil {
+		passed(StepTCP, stream{Conn: conn, tcp: conn})
+	} else {
+		passed(StepProxy, stream{Conn: conn, tcp: conn})
 	}
 	// Whatever waits in the handshakes below ends with ctx.
 	s := stream{Conn: conn, tcp: conn}
@@ -73,12 +86,14 @@ func dial(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Durat
 		}
 		state := secure.ConnectionState()
 		s.Conn, s.tls, s.own = secure, &state, own
+		passed(StepTLS, s)
 	}
 	if u.Scheme == "ws" || u.Scheme == "wss" {
 		if s.Conn, err = upgrade(ctx, u, s.Conn, timeout); err != nil {
 			_ = conn.Close()
 			return stream{}, err
 		}
+		passed(StepWebSocket, s)
 	}
 	if !stop() {
 		_ = conn.Close() // it has a deadline in the past by now, or will have
@@ -125,7 +140,8 @@ const userTimeout = 20 * time.Second
 // too late, and messages with QoS 0 count as sent that may never leave.
 const unsentMost = 64 << 10
 
-func dialTCP(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Duration) (net.Conn, error) {
+// dialTCP connects to the host of u, through the proxy via unless it is nil.
+func dialTCP(ctx context.Context, cfg config.Uplink, u, via *url.URL, timeout time.Duration) (net.Conn, error) {
 	patience := userTimeout
 	if cfg.Keepalive > 0 {
 		patience = min(patience, cfg.Keepalive*3/2)
@@ -142,10 +158,6 @@ func dialTCP(ctx context.Context, cfg config.Uplink, u *url.URL, timeout time.Du
 			})
 			return errors.Join(err, errs)
 		},
-	}
-	via, err := proxyFor(cfg.Proxy, u)
-	if err != nil {
-		return nil, err
 	}
 	if via == nil {
 		conn, err := d.DialContext(ctx, "tcp", u.Host)

@@ -30,6 +30,13 @@ const (
 	StepSession   Step = "session" // connected
 )
 
+// Steps of a Test beyond those.
+const (
+	StepSubscribe Step = "subscribe" // SUBSCRIBE is sent, SUBACK awaited
+	StepPublish   Step = "publish"   // PUBLISH is sent, PUBACK awaited
+	StepReceive   Step = "receive"   // what was published comes back
+)
+
 // Fault is why a connection was not made or did not last: the step it failed
 // at, in words, and what to do about it. The words do not change from try to
 // try, so that a log can tell news from repetition.
@@ -57,10 +64,11 @@ func (f *Fault) Error() string {
 func (f *Fault) Unwrap() error { return f.Err }
 
 // ByBroker reports whether the broker itself answered, with a no: to CONNECT or
-// to a subscription. All other faults are of the way there, or of silence.
+// to a subscription, or in silence to a message. All other faults are of the way
+// there, or of silence.
 func (f *Fault) ByBroker() bool {
 	var r refusal
-	return errors.As(f.Err, &r) || errors.Is(f.Err, ErrSubscriptionRefused)
+	return errors.As(f.Err, &r) || errors.Is(f.Err, ErrSubscriptionRefused) || errors.Is(f.Err, errNotPassedOn)
 }
 
 // errProtocol is wrapped by errors that say a broker broke the protocol.

@@ -29,14 +29,14 @@ func tlsConfig(cfg config.UplinkTLS, host string) (*tls.Config, error) {
 	if cfg.CA != "" {
 		pool, err := authorities(cfg.CA)
 		if err != nil {
-			return nil, &Fault{Step: StepFiles, Text: fmt.Sprintf("tls.ca: %v", err), Err: err, Refused: true}
+			return nil, &Fault{Step: StepFiles, Text: fmt.Sprintf("tls.ca: %v", err), Remedy: "write the path of a PEM or DER certificate that this user may read, or leave ca out for the system's", Err: err, Refused: true}
 		}
 		c.RootCAs = pool
 	}
 	if cfg.Cert != "" {
 		cert, err := clientCertificate(cfg)
 		if err != nil {
-			return nil, &Fault{Step: StepFiles, Text: fmt.Sprintf("tls.cert: %v", err), Err: err, Refused: true}
+			return nil, &Fault{Step: StepFiles, Text: fmt.Sprintf("tls.cert: %v", err), Remedy: "check tls.cert, tls.key and tls.password, and that this user may read them", Err: err, Refused: true}
 		}
 		c.Certificates = []tls.Certificate{cert}
 	}

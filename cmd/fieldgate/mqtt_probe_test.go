@@ -1,0 +1,169 @@
+package main
+
+import (
+	"crypto/x509"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"fieldgate/internal/mqtt/mosquittotest"
+)
+
+var updateMQTT = flag.Bool("update-mqtt", false, "write what the commands print into testdata/mqtt")
+
+// TestMQTTTest runs testdata/mqtt/test.txt as TestModbus runs its scripts, with
+// mosquittos of every kind. Words in capitals stand for their addresses and for
+// files; times, days and fingerprints are taken out.
+func TestMQTTTest(t *testing.T) {
+	certs := mosquittotest.NewCerts(t)
+	issue := func(name string, change func(*x509.Certificate)) mosquittotest.Options {
+		c := *certs
+		c.ServerCert, c.ServerKey = certs.Issue(t, name, change)
+		return mosquittotest.Options{TLS: &c}
+	}
+	mutual := *certs
+	mutual.RequireClient = true
+	dir := t.TempDir()
+	bundle := filepath.Join(dir, "gw1.p12")
+	if out, err := exec.Command("openssl", "pkcs12", "-export", "-in", certs.ClientCert, "-inkey", certs.ClientKey, "-passout", "pass:right", "-out", bundle).CombinedOutput(); err != nil {
+		t.Fatalf("openssl: %v: %s", err, out)
+	}
+	closed, silent := listener(t), listener(t)
+	_ = closed.Close()
+	words := map[string]string{
+		"PLAIN":  mosquittotest.Start(t, mosquittotest.Options{}).Addr(),
+		"TLS":    mosquittotest.Start(t, mosquittotest.Options{TLS: certs}).Addr(),
+		"WSS":    mosquittotest.Start(t, mosquittotest.Options{TLS: certs, WebSocket: true}).Addr(),
+		"MUTUAL": mosquittotest.Start(t, mosquittotest.Options{TLS: &mutual}).Addr(),
+		"OLD": mosquittotest.Start(t, issue("old", func(c *x509.Certificate) {
+			c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+			c.NotBefore, c.NotAfter = time.Now().Add(-48*time.Hour), time.Now().Add(-24*time.Hour)
+		})).Addr(),
+		"FOREIGN": mosquittotest.Start(t, issue("elsewhere", func(c *x509.Certificate) { c.DNSNames = []string{"elsewhere.example"} })).Addr(),
+		"LOCKED":  mosquittotest.Start(t, mosquittotest.Options{Users: map[string]string{"me": "s3cret"}}).Addr(),
+		"ACL":     mosquittotest.Start(t, mosquittotest.Options{ACL: "topic readwrite open/#\n"}).Addr(),
+		"CLOSED":  closed.Addr().String(),
+		"SILENT":  silent.Addr().String(),
+		"PROXY":   tunnel(t),
+		"CA":      certs.CA,
+		"BUNDLE":  bundle,
+		"NONE":    filepath.Join(dir, "none.pem"),
+		"CONF":    filepath.Join(dir, "fieldgate.yaml"),
+	}
+	conf := `
+site: { id: plant1 }
+buses: { plc: { tcp: 127.0.0.1:1 } }
+devices: { d: { bus: plc, points: { p: { at: 40001 } } } }
+uplinks:
+  mutual: { url: mqtts://` + words["MUTUAL"] + `, client_id: client, tls: { ca: ` + certs.CA + `, cert: ` + certs.ClientCert + `, key: ` + certs.ClientKey + ` } }
+  own: { url: mqtt://` + words["PLAIN"] + `, status: false }
+  pfx: { url: mqtts://` + words["MUTUAL"] + `, client_id: gw1, tls: { ca: ` + certs.CA + `, cert: ` + bundle + `, password: { env: PATH } } }
+  two: { url: [mqtt://` + words["CLOSED"] + `, mqtt://` + words["PLAIN"] + `] }
+`
+	if err := os.WriteFile(words["CONF"], []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const script = "testdata/mqtt/test.txt"
+	text, err := os.ReadFile(script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace := func(s string, back bool) string {
+		for word, is := range words {
+			if back {
+				s = regexp.MustCompile(regexp.QuoteMeta(is)+`\b`).ReplaceAllLiteralString(s, word)
+			} else {
+				s = regexp.MustCompile(`\b`+word+`\b`).ReplaceAllLiteralString(s, is)
+			}
+		}
+		return s
+	}
+	var got strings.Builder
+	for line := range strings.Lines(string(text)) {
+		if strings.HasPrefix(line, "#") {
+			got.WriteString(line)
+		}
+		command, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "$ ")
+		if !ok {
+			continue
+		}
+		stdout, stderr, code := inProcess(splitWords(replace(command, false)))
+		fmt.Fprintf(&got, "$ %s\n%s", command, stdout)
+		for line := range strings.Lines(stderr) {
+			got.WriteString("! " + line)
+		}
+		if code != 0 {
+			fmt.Fprintf(&got, "? %d\n", code)
+		}
+	}
+	out := replace(got.String(), true)
+	for _, mask := range []struct{ is, as string }{
+		{` +\d+\.\d ms`, "  N ms"},
+		{`"ms":[0-9.]+`, `"ms":N`},
+		{`([0-9A-F]{2}:){31}[0-9A-F]{2}`, "HEX"},
+		{`\d{4}-\d\d-\d\d(T[0-9:]+Z)?`, "DATE"},
+		{`fieldgate-cli-[0-9a-z]+`, "ID"},
+	} {
+		out = regexp.MustCompile(mask.is).ReplaceAllString(out, mask.as)
+	}
+	if *updateMQTT {
+		if err := os.WriteFile(script, []byte(out), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out != string(text) && !*updateMQTT {
+		t.Errorf("%s: output differs; run with -update-mqtt and read the change\n--- got\n%s\n--- want\n%s", script, out, text)
+	}
+}
+
+func listener(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// tunnel runs an HTTP proxy that knows nothing but CONNECT.
+func tunnel(t *testing.T) string {
+	t.Helper()
+	l := listener(t)
+	var wg sync.WaitGroup
+	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		far, err := net.Dial("tcp", r.Host)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		near, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_, _ = io.WriteString(near, "HTTP/1.1 200 Connection established\r\n\r\n")
+		for _, pair := range [][2]net.Conn{{near, far}, {far, near}} {
+			wg.Go(func() {
+				_, _ = io.Copy(pair[0], pair[1])
+				_, _ = near.Close(), far.Close()
+			})
+		}
+	})}
+	wg.Go(func() { _ = s.Serve(l) })
+	t.Cleanup(func() {
+		_ = s.Close()
+		wg.Wait()
+	})
+	return l.Addr().String()
+}
