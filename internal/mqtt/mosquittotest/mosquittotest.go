@@ -163,7 +163,7 @@ func (b *Broker) start() error {
 	}()
 	deadline := time.Now().Add(patience)
 	for {
-		conn, err := net.DialTimeout("tcp", b.Addr(), time.Second) // it binds both listeners, then serves
+		conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(b.plain)), time.Second) // bound last
 		if err == nil {
 			_ = conn.Close()
 			break
