@@ -32,10 +32,11 @@ var mayImport = map[string]string{
 	"uplink":   "mqtt queue config quick",
 	"broker":   "mqtt config flash",
 	"audit":    "flash",
+	"command":  "modbus point mqtt config audit",
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",
-	"gateway":  "clock modbus point config line bus regmap pipeline publish mqtt queue uplink broker audit group systemd flash alarm",
+	"gateway":  "clock modbus point config line bus regmap pipeline publish mqtt queue uplink broker audit command group systemd flash alarm",
 }
 
 // The one door of each foreign package.
@@ -87,7 +88,7 @@ func listPackages(t *testing.T) []pkg {
 func TestImports(t *testing.T) {
 	const ours = "fieldgate/internal/"
 	field := []string{"modbus", "point", "line", "bus", "simulate", "probe", "regmap"}
-	mqttHalf := []string{"mqtt", "queue", "uplink", "broker", "publish"}
+	mqttHalf := []string{"mqtt", "queue", "uplink", "broker", "publish", "command"}
 	for _, p := range listPackages(t) {
 		name, internal := strings.CutPrefix(p.ImportPath, ours)
 		top, _, _ := strings.Cut(name, "/")

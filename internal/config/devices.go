@@ -85,6 +85,7 @@ func (r *resolver) entry(v *named[rawDevice], t *taken) {
 				rename(dev.Points, len(first.Name)+1, name)
 			}
 			r.points += len(dev.Points)
+			r.settings(v.is.setup, &dev, v.is.base)
 			r.cfg.Devices = append(r.cfg.Devices, dev)
 		}
 	}
@@ -390,7 +391,7 @@ func (r *resolver) ambiguous(m *node, entries []point.MapEntry) bool {
 func (r *resolver) valid(m *node, p *point.Point) bool {
 	err := p.Validate()
 	if err == nil {
-		return true
+		return p.Write == nil || p.Write.OnLoss.IsZero() || !r.badLoss(m, p)
 	}
 	word := err.Error()
 	if i := strings.IndexFunc(word, func(c rune) bool { return c < 'a' || c > 'z' }); i >= 0 {

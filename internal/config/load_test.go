@@ -98,6 +98,8 @@ uplinks: { cloud: { url: mqtt://broker.example:1883 } }
 			Queue: Queue{MaxBytes: 256 << 20, MaxAge: 30 * 24 * time.Hour, Commit: time.Second}}},
 		Status: Status{Topic: "fieldgate/" + host, Every: time.Minute},
 		Log:    Log{Format: "auto"},
+
+		CommandRules: CommandRules{MaxAge: 30 * time.Second, DuplicateWindow: 10 * time.Minute, LossAfter: 30 * time.Second},
 	}
 	got := *cfg
 	if len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0].Text, "is not encrypted") {
@@ -263,10 +265,9 @@ func TestFaults(t *testing.T) {
 		{"plain password of a user", "broker: { users: [{ name: a, password: hunter2 }] }", "is not a password's hash"},
 		{"comma in a password", "uplinks: { u: { url: mqtts://h, username: a, password: hunter,secret2 } }", "1:63: uplinks.u: the password before it has a comma in it; put it in quotes"},
 		{"user twice", "broker: { users: [{ name: a, password: '" + hash + "' }, { name: a, password: '" + hash + "' }] }", "broker.users[1].name: there is a user \"a\" already"},
-		{"later", "commands: []\n", "1:11: commands: is not in this version yet; remove it"},
+		{"later", "tests: []\n", "1:8: tests: is not in this version yet; remove it"},
 		{"later profile", tcpBus + "devices: { d: { bus: b, profile: x, points: {} } }", "profile: is not in this version yet; remove it"},
 		{"later aggregate", "publish: [{ every: 1m, aggregate: { power: avg } }]", "aggregate: is not in this version yet; remove it"},
-		{"later write", one("{ at: holding 0, write: { reassert: 10s } }"), "reassert: is not in this version yet; remove it"},
 		{"later virtual", one("{ at: holding 0, initial: 3 }"), "initial: is not in this version yet; remove it"},
 		{"web", "web: { listen: 127.0.0.1:8080 }\n", "web: is not in this version yet; remove it, or write false"},
 		{"UTF-16", "\xff\xfea\x00", "the file is UTF-16; save it as UTF-8"},
@@ -711,6 +712,8 @@ web: false
 		},
 		Status: Status{"st/plant1", 10 * time.Second},
 		Log:    Log{8, "journal"},
+
+		CommandRules: CommandRules{MaxAge: 30 * time.Second, DuplicateWindow: 10 * time.Minute, LossAfter: 30 * time.Second},
 	}
 	got := *cfg
 	got.Warnings, got.file, got.places, got.files, got.order = nil, "", nil, nil, nil

@@ -76,6 +76,7 @@ func (r *resolver) resolve() *Config {
 	r.section("uplinks", r.bridges)
 	r.section("servers", r.servers)
 	r.section("publish", r.publish)
+	r.section("commands", r.commands)
 	r.cfg.Status = r.raw.status
 	r.cfg.Status.Topic = r.fillIn(r.raw.status.Topic, "")
 	r.cfg.Log = r.raw.log

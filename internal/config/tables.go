@@ -47,6 +47,9 @@ type (
 		servers []rawServer
 		status  Status
 		log     Log
+
+		commands     []rawCommand
+		commandRules CommandRules
 	}
 	rawSite struct {
 		id   string
@@ -69,6 +72,7 @@ type (
 		holes   int
 		base    int
 		backoff timeSpan
+		setup   []rawSetting
 		points  *node
 	}
 	rawPoint struct {
@@ -176,8 +180,8 @@ func newTables() *tables {
 		key("broker", func(c *rawConfig) **rawBroker { return &c.broker }, broker, "The embedded MQTT broker. Default: none.").aka("local"),
 		key("status", func(c *rawConfig) *Status { return &c.status }, status, "What the gateway says of itself.").def("{}"),
 		key("log", func(c *rawConfig) *Log { return &c.log }, log, "The log.").def("{}").aka("logging", "logger"),
-		later[rawConfig]("commands", "Messages that ask for a write."),
-		later[rawConfig]("command_rules", "Rules for all commands."),
+		key("commands", func(c *rawConfig) *[]rawCommand { return &c.commands }, list(located(newCommand(t), func(c *rawCommand) **node { return &c.at }), "commands"), "Messages that ask for a write, a read or a note.").aka("subscriptions", "subscribe"),
+		key("command_rules", func(c *rawConfig) *CommandRules { return &c.commandRules }, newCommandRules(t), "Rules for all commands.").def("{}"),
 		later[rawConfig]("alarms", "Limits and their messages."),
 		key("servers", func(c *rawConfig) *[]rawServer { return &c.servers }, list(located(newServer(t), func(s *rawServer) **node { return &s.at }), "servers"), "Modbus servers for local PLCs.").aka("server", "slave", "modbus_server"),
 		web(),
@@ -264,6 +268,7 @@ func newDevice(t *tables) value[rawDevice] {
 		key("holes", func(v *rawDevice) *int { return &v.holes }, or("auto", HolesAuto, integer(0, modbus.MaxReadRegisters-1)), "Registers that may be read without being asked for, to save a request; 0 = never; auto = when that is faster.").def("auto").aka("max_gap", "max_hole"),
 		key("base", func(v *rawDevice) *int { return &v.base }, integer(0, 1), "1: the numbers in \"holding N\" count from one.").def("0").aka("one_based", "zero_based", "offset"),
 		key("backoff", func(v *rawDevice) *timeSpan { return &v.backoff }, durations(10*time.Millisecond, 24*time.Hour), "How seldom a device that does not answer is tried, at first and in the end.").def("5s..5m"),
+		key("setup", func(v *rawDevice) *[]rawSetting { return &v.setup }, setup(t), "Values that the device is given whenever it comes back: a list of {point or at, value}.").aka("init", "initialize"),
 		later[rawDevice]("profile", "A register map from the library."),
 	).value(t, "device")
 }
@@ -280,8 +285,8 @@ func newPoint(t *tables) *object[rawPoint] {
 		key("rate", func(w *point.Write) *time.Duration { return &w.RateEvery }, rate(), "How often it may be written, such as 1/s."),
 		key("budget", func(w *point.Write) *int { return &w.Budget }, budget(), "How often it may be written in a day, such as 200/day."),
 		key("function", func(w *point.Write) *modbus.FunctionCode { return &w.Function }, writeFunction(), "Function code: 5 or 15 for coils, 6 or 16 for registers; auto: by type.").def("auto").aka("function_code", "fc"),
-		later[point.Write]("on_uplink_loss", "What is written when the uplink is lost."),
-		later[point.Write]("reassert", "How often the value is written again."),
+		key("on_uplink_loss", func(w *point.Write) *point.Value { return &w.OnLoss }, lossValue(), "hold, or the value that is written when every uplink that may command the point is lost.").def("hold").aka("failsafe", "fallback"),
+		key("reassert", func(w *point.Write) *time.Duration { return &w.Reassert }, duration(100*time.Millisecond, 24*time.Hour), "How often a commanded value is written again while its command is valid."),
 	).value(t, "write")
 	zero := rawPoint{order: unsetOrder, bit: -1, decimals: -1, every: unsetInterval}
 	return newObject("a point", "One named value of a device.", zero,

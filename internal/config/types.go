@@ -21,6 +21,9 @@ type Config struct {
 	Status  Status
 	Log     Log
 
+	Commands     []Command // in file order
+	CommandRules CommandRules
+
 	// Warnings are standing warnings: accepted, but someone should look
 	// (plain text passwords, mqtt:// to a host that is not loopback).
 	Warnings []Fault
@@ -141,6 +144,7 @@ type Device struct {
 	BackoffMin time.Duration // how seldom an offline device is tried
 	BackoffMax time.Duration
 	Points     []point.Point // every interval, order and default resolved
+	Setup      []Setting     // written whenever the device comes back, in this order
 }
 
 // HolesAuto lets the planner weigh the bytes of a hole against another request.

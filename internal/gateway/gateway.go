@@ -16,6 +16,7 @@ import (
 	"fieldgate/internal/broker"
 	"fieldgate/internal/bus"
 	"fieldgate/internal/clock"
+	"fieldgate/internal/command"
 	"fieldgate/internal/config"
 	"fieldgate/internal/group"
 	"fieldgate/internal/line"
@@ -51,6 +52,9 @@ type Gateway struct {
 	broker   *broker.Broker // nil: none
 	publish  *publish.Publisher
 	audit    *audit.Log // nil: nothing can be written
+	buses    *bus.Set
+	desk     *command.Desk // nil: nothing can be written
+	comings  comings
 	herald   *herald
 	siren    *siren
 }
@@ -74,17 +78,26 @@ type way struct {
 // before Run, which must follow. version is what the gateway says of itself.
 // After an error nothing stays open.
 func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *slog.Logger) (*Gateway, error) {
-	g := &Gateway{log: log, version: version, start: time.Now(), clock: clock.Open(dir, part(log, "clock", ""))}
+	g := &Gateway{log: log, version: version, start: time.Now(), clock: clock.Open(dir, part(log, "clock", "")), buses: new(bus.Set)}
 	for _, w := range cfg.Warnings {
 		g.warnings = append(g.warnings, w.Path+": "+w.Text)
 	}
 	sinks := make(map[string]mqtt.Sink)
 	told := make(map[string]mqtt.Sink) // of sinks, those that the herald speaks to
+	g.herald = newHerald(cfg.Status, g, told)
+	if writable(cfg.Devices) || len(cfg.Commands) > 0 {
+		l, err := audit.Open(dir, audit.Options{OnRecord: g.herald.record}, part(log, "audit", ""))
+		if err != nil {
+			return nil, err
+		}
+		g.audit = l
+		g.openDesk(cfg, dir, sinks)
+	}
 
 	if cfg.Broker != nil {
 		b, err := broker.Listen(*cfg.Broker, dir, part(log, "broker", ""))
 		if err != nil {
-			return nil, fmt.Errorf("broker: %w", err)
+			return nil, errors.Join(fmt.Errorf("broker: %w", err), g.abandon())
 		}
 		g.broker = b
 		sinks[config.Local], told[config.Local] = b, b
@@ -96,13 +109,12 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 			return nil, errors.Join(fmt.Errorf("queue %s: %w", c.Name, err), g.abandon())
 		}
 		q.Clock = g.clock
-		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), nil, part(log, "uplink", c.Name))
+		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), g.subscriptions(c.Name), part(log, "uplink", c.Name))
 		g.ways = append(g.ways, way{c.Name, q, u})
 		if sinks[c.Name] = q; !c.NoStatus {
 			told[c.Name] = q
 		}
 	}
-	g.herald = newHerald(cfg.Status, g, told)
 	g.siren = newSiren(cfg, g)
 	for _, w := range g.ways {
 		tell := g.herald.queueEvent(w.name)
@@ -110,14 +122,6 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 			tell(e)
 			g.siren.queueEvent(w.name, e)
 		}
-	}
-
-	if writable(cfg.Devices) {
-		l, err := audit.Open(dir, audit.Options{OnRecord: g.herald.record}, part(log, "audit", ""))
-		if err != nil {
-			return nil, errors.Join(err, g.abandon())
-		}
-		g.audit = l
 	}
 
 	points := 0
@@ -138,14 +142,20 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	g.publish.Clock = g.clock
 
 	scratch, passed := new(bus.Scratch), passedTo(cfg.Servers)
+	var buses []*bus.Bus
 	for _, c := range cfg.Buses {
 		if len(devices[c.Name]) == 0 && !passed[c.Name] {
 			continue // a bus without devices has nothing to say; check warns
 		}
 		l := line.New(c, part(log, "line", c.Name))
 		b := bus.New(c, devices[c.Name], l, g.pipeline.Emit, part(log, "bus", c.Name))
-		b.OnState, b.Scratch = g.herald.device, scratch
+		b.OnState, b.Scratch = g.deviceState, scratch
 		g.wires = append(g.wires, wire{c.Name, l, b})
+		buses = append(buses, b)
+	}
+	*g.buses = *bus.NewSet(buses...)
+	if err := g.subscribeLocal(); err != nil {
+		return nil, errors.Join(err, g.abandon())
 	}
 	if err := g.openServers(cfg.Servers, image); err != nil {
 		return nil, errors.Join(err, g.abandon())
@@ -182,6 +192,9 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	for _, w := range g.wires {
 		parts.Start("line "+w.name, w.line.Run)
 		parts.Start("bus "+w.name, w.bus.Run)
+	}
+	if g.desk != nil {
+		parts.Start("commands", g.desk.Run)
 	}
 	for _, s := range g.servers {
 		parts.Start("server "+s.Name(), s.Run)

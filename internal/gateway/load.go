@@ -29,6 +29,7 @@ func Load(path string) (*config.Config, []publish.Topic, error) {
 		}
 	}
 	faults = append(faults, ownTopics(cfg, topics)...)
+	faults = append(faults, echoes(cfg, topics)...)
 	if len(faults) > 0 {
 		cfg.Sort(faults)
 		return nil, nil, faults

@@ -211,4 +211,6 @@ type Write struct {
 	RateEvery      time.Duration       // least time between writes, 0: none
 	Budget         int                 // writes a day, 0: unlimited
 	Function       modbus.FunctionCode // 5, 6, 15 or 16; 0: by type and width
+	OnLoss         Value               // written when every uplink that may command the point is lost; none: it is left as it is
+	Reassert       time.Duration       // how often a commanded value is written again while its command is valid, 0: never
 }

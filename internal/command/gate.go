@@ -1,0 +1,384 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"fieldgate/internal/audit"
+	"fieldgate/internal/point"
+)
+
+// job is an order that has passed the gate.
+type job struct {
+	order     Order
+	writes    []checked
+	emergency bool
+	serial    uint64
+	turns     []*turn // one; of an emergency one for each device
+	known     *known  // nil: it cannot be told from another
+	received  time.Time
+	record    audit.Record  // that announces it
+	safe      chan struct{} // closed when that is on disk, or never will be
+}
+
+// checked is a write that its point can take.
+type checked struct {
+	place  *place
+	value  point.Value // what is asked for, in the point's unit
+	expect point.Value // what the device will show then
+}
+
+// known is an id of the duplicate window.
+type known struct {
+	content string        // of its order
+	done    chan struct{} // closed when result is there
+	result  Result
+}
+
+// expiry is when an id is to be forgotten.
+type expiry struct {
+	key string
+	at  time.Time
+}
+
+// refusal makes the Result of an order that a check refuses.
+func refusal(format string, args ...any) Result {
+	return Result{Status: Rejected, Reason: fmt.Sprintf(format, args...)}
+}
+
+// admit lets an order through the gate, or says why not. An order that was seen
+// before has neither job nor Result: its answer is that of the first one.
+func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
+	d.count.received.Add(1)
+	j := &job{order: o, received: now, safe: make(chan struct{})}
+	if len(o.ID) > maxID {
+		return nil, d.refuse(j, refusal("the id has %d bytes, at most %d are taken", len(o.ID), maxID))
+	}
+	if r := d.checkWrites(j); r.Status != "" {
+		return nil, d.refuse(j, r)
+	}
+	j.record = announce(j)
+	key := o.key(j.record)
+	late := o.late(now, d.o.ClockSet(), j.emergency)
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forget(now)
+	if first := d.ids[key]; first != nil && key != "" {
+		d.count.duplicates.Add(1)
+		if first.content != j.content() {
+			return nil, d.refuse(j, refusal("the id %s was used before, for %s", quote(o.ID), quote(first.content)))
+		}
+		return nil, verdict{first: first}
+	}
+	if late != "" {
+		return nil, d.refuseKnown(key, j, refusal("%s", late), now)
+	}
+	switch {
+	case d.stopped:
+		return nil, d.refuse(j, refusal("the gateway is stopping"))
+	case d.waiting >= maxWaiting && !j.emergency:
+		return nil, d.refuse(j, refusal("busy: %d orders wait already", d.waiting))
+	case key != "" && len(d.ids) >= maxIDs && !j.emergency:
+		return nil, d.refuse(j, refusal("busy: %d ids are remembered already (duplicate_window)", len(d.ids)))
+	}
+	if r := d.checkPace(j, now); r.Status != "" {
+		return nil, d.refuseKnown(key, j, r, now)
+	}
+	if !d.queue(j) {
+		return nil, d.refuse(j, refusal("busy: too many orders wait for this device already"))
+	}
+	d.waiting++
+	d.serial++
+	j.serial = d.serial
+	for i := range j.writes {
+		p := j.writes[i].place
+		p.newest, p.accepted = j.serial, now
+		p.hold = holding{} // whatever comes of it, the old command is over
+		d.spend(p, now)
+	}
+	if key != "" {
+		j.known = &known{content: j.content(), done: make(chan struct{})}
+		d.ids[key] = j.known
+	}
+	d.count.accepted.Add(1)
+	return j, verdict{}
+}
+
+// queue puts an order in line at its devices, or returns false where a line is
+// full. mu is held.
+func (d *Desk) queue(j *job) bool {
+	names := devices(j.writes)
+	if !j.emergency {
+		t, ok := d.take(names, false)
+		j.turns = []*turn{t}
+		return ok
+	}
+	for i := range names {
+		t, ok := d.take(names[i:i+1], true)
+		if !ok {
+			for _, t := range j.turns {
+				d.quit(t)
+			}
+			return false
+		}
+		j.turns = append(j.turns, t)
+	}
+	return true
+}
+
+// verdict is what the gate says of an order that it does not let through: a
+// Result, or the first order with its id.
+type verdict struct {
+	result Result
+	first  *known
+}
+
+// refuse counts and records a refusal.
+func (d *Desk) refuse(j *job, r Result) verdict {
+	d.tally(Rejected)
+	r.Took = time.Since(j.received)
+	rec := j.record
+	rec.Event, rec.Status, rec.Reason, rec.Ms = audit.Refused, string(r.Status), r.Reason, r.Took.Milliseconds()
+	rec.ID, rec.By, rec.Via = j.order.ID, j.order.By, j.order.Via
+	if len(j.writes) == 0 && len(j.order.Writes) > 0 {
+		rec.Point, rec.Value = string(j.order.Writes[0].Point), j.order.Writes[0].Text
+	}
+	d.noteRefusal(rec)
+	return verdict{result: r}
+}
+
+// refuseKnown is refuse for an order whose id is remembered, so that its next
+// message gets the same answer. mu is held.
+func (d *Desk) refuseKnown(key string, j *job, r Result, now time.Time) verdict {
+	v := d.refuse(j, r)
+	if key != "" && len(d.ids) < maxIDs/2 {
+		k := &known{content: j.content(), done: make(chan struct{}), result: v.result}
+		close(k.done)
+		d.ids[key] = k
+		d.retire(key, now)
+	}
+	return v
+}
+
+// retire lets an id be forgotten after the duplicate window. mu is held.
+func (d *Desk) retire(key string, now time.Time) {
+	d.retired = append(d.retired, expiry{key, now.Add(d.o.Rules.DuplicateWindow)})
+}
+
+// forget forgets the ids whose time is over. mu is held.
+func (d *Desk) forget(now time.Time) {
+	n := 0
+	for n < len(d.retired) && !d.retired[n].at.After(now) {
+		delete(d.ids, d.retired[n].key)
+		n++
+	}
+	if n > 0 {
+		d.retired = append(d.retired[:0], d.retired[n:]...)
+	}
+}
+
+// await returns the answer of a verdict, which may still be to come.
+func (d *Desk) await(ctx context.Context, v verdict) Result {
+	if v.first == nil {
+		return v.result
+	}
+	select {
+	case <-v.first.done:
+		return v.first.result
+	case <-ctx.Done():
+		return Result{Status: Unknown, Reason: "the first order with this id has not ended yet"}
+	}
+}
+
+// checkWrites checks each write of an order against its point. A zero Result
+// means that all are good.
+func (d *Desk) checkWrites(j *job) Result {
+	if len(j.order.Writes) == 0 {
+		return refusal("there is nothing to write")
+	}
+	j.emergency = !j.order.NoRush
+	several := len(j.order.Writes) > 1
+	writes := make([]checked, 0, len(j.order.Writes))
+	for _, w := range j.order.Writes {
+		c, err := d.checkWrite(w)
+		if err != nil {
+			if several {
+				return refusal("%s: %v; nothing was written", w.Point, err)
+			}
+			return refusal("%v", err)
+		}
+		j.emergency = j.emergency && c.place.point.Write.Emergency
+		writes = append(writes, c)
+	}
+	j.writes = writes
+	return Result{}
+}
+
+func (d *Desk) checkWrite(w Write) (checked, error) {
+	pl := d.points[w.Point]
+	if pl == nil {
+		return checked{}, fmt.Errorf("there is no point %s", quote(string(w.Point)))
+	}
+	p := pl.point
+	if p.Write == nil {
+		return checked{}, point.ErrReadOnly
+	}
+	v := w.Value
+	if v.IsZero() {
+		v = p.Parse(w.Text)
+	}
+	if w.Unit != "" {
+		var err error
+		if v, err = convert(v, w.Unit, p.Unit); err != nil {
+			return checked{}, err
+		}
+	}
+	if err := p.CheckWrite(v); err != nil {
+		return checked{}, err
+	}
+	c := checked{place: pl, value: v, expect: v}
+	if regs, err := p.Encode(v); err == nil {
+		if shown, err := p.Decode(regs); err == nil {
+			c.expect = shown
+		}
+	}
+	return c, nil
+}
+
+// late says why an order comes too late, or too early; "" if it does not. Of
+// an emergency only an end that it names itself counts, and not while our own
+// clock is in doubt.
+func (o *Order) late(now time.Time, clockSet, emergency bool) string {
+	if o.Issued.IsZero() && o.Expires.IsZero() {
+		return ""
+	}
+	if !clockSet {
+		if emergency {
+			return ""
+		}
+		return "it is dated, and the clock of this gateway was never set"
+	}
+	switch {
+	case !o.Expires.IsZero() && !now.Before(o.Expires):
+		return fmt.Sprintf("it expired at %s, %s ago", point.Timestamp(o.Expires), ago(now.Sub(o.Expires)))
+	case o.Issued.IsZero():
+		return ""
+	case o.MaxAge > 0 && now.Sub(o.Issued) > o.MaxAge:
+		return fmt.Sprintf("its timestamp %s is %s old, at most %s are allowed", point.Timestamp(o.Issued), ago(now.Sub(o.Issued)), o.MaxAge)
+	case o.Issued.Sub(now) > aheadMost && !emergency:
+		return fmt.Sprintf("its timestamp %s is %s ahead of this gateway's clock", point.Timestamp(o.Issued), ago(o.Issued.Sub(now)))
+	}
+	return ""
+}
+
+// ago rounds a time for a message.
+func ago(t time.Duration) time.Duration {
+	if t < time.Second {
+		return t.Round(time.Millisecond)
+	}
+	return t.Round(time.Second)
+}
+
+// checkPace holds an order against rates and budgets. mu is held.
+func (d *Desk) checkPace(j *job, now time.Time) Result {
+	if j.emergency {
+		return Result{}
+	}
+	for i := range j.writes {
+		pl := j.writes[i].place
+		w := pl.point.Write
+		if wait := w.RateEvery - now.Sub(pl.accepted); w.RateEvery > 0 && !pl.accepted.IsZero() && wait > 0 {
+			return refusal("too soon: %s may be written once in %s, next in %s", pl.point.ID, w.RateEvery, ago(wait))
+		}
+		if w.Budget > 0 && pl.spent(now) >= w.Budget {
+			return refusal("the budget of %s is used up: %d writes a day, until 00:00 UTC", pl.point.ID, w.Budget)
+		}
+	}
+	return Result{}
+}
+
+// today numbers the days in UTC.
+func today(now time.Time) int64 { return now.Unix() / (24 * 3600) }
+
+// spent returns the writes of this day.
+func (p *place) spent(now time.Time) int {
+	if p.day != today(now) {
+		return 0
+	}
+	return p.writes
+}
+
+// spend counts a write against the point's budget, and warns when it runs out.
+// mu is held.
+func (d *Desk) spend(p *place, now time.Time) {
+	if day := today(now); p.day != day {
+		p.day, p.writes, p.warned = day, 0, false
+	}
+	p.writes++
+	budget := p.point.Write.Budget
+	if budget == 0 || p.warned || p.writes*5 < budget*4 {
+		return
+	}
+	p.warned = true
+	d.log.Warn("budget of writes nearly used up", "point", p.point.ID, "writes", p.writes, "budget", budget)
+	d.note(audit.Record{
+		Event: "budget", Via: "gateway", Point: string(p.point.ID),
+		Reason: fmt.Sprintf("%d of the day's %d writes are used up", p.writes, budget),
+	})
+}
+
+// unspend gives back what was not written after all.
+func (d *Desk) unspend(p *place, now time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p.day == today(now) && p.writes > 0 {
+		p.writes--
+	}
+}
+
+// announce returns the record that stands on disk before anything is written.
+func announce(j *job) audit.Record {
+	points := make([]string, len(j.writes))
+	values := make([]string, len(j.writes))
+	for i := range j.writes {
+		points[i], values[i] = string(j.writes[i].place.point.ID), j.writes[i].value.String()
+	}
+	o := &j.order
+	r := audit.Record{
+		Event: audit.Accepted, ID: o.ID, By: o.By, Via: o.Via,
+		Point: strings.Join(points, between), Value: strings.Join(values, between),
+	}
+	if r.ID == "" && !o.Issued.IsZero() {
+		r.ID = dated + o.Issued.UTC().Format(time.RFC3339Nano)
+	}
+	if o.answer != "" {
+		r.Reason = answerOn + o.answer
+	}
+	return r
+}
+
+const (
+	between  = ", "         // several points or values of one record; no point's name holds it
+	dated    = "@"          // before the time of an order without an id, by which a second copy is known
+	answerOn = "answer on " // before the topic of the answer
+)
+
+// content is what an order asks for, by which two with the same id are held
+// against each other.
+func (j *job) content() string { return contentOf(j.record) }
+
+func contentOf(r audit.Record) string { return r.Point + " = " + r.Value }
+
+// key is what an order is remembered by: its id, or its time and content; ""
+// if it has neither.
+func (o *Order) key(r audit.Record) string { return keyOf(r) }
+
+func keyOf(r audit.Record) string {
+	if strings.HasPrefix(r.ID, dated) {
+		return r.ID + " " + contentOf(r)
+	}
+	return r.ID
+}

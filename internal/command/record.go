@@ -1,0 +1,305 @@
+package command
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"fieldgate/internal/audit"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/point"
+)
+
+const (
+	// maxNoting bounds the records on their way to the disk that nobody waits
+	// for.
+	maxNoting = 64
+	// refusalsPerSecond bounds the records of refusals: a flood must not wear
+	// out the flash. What is left out is counted in the next.
+	refusalsPerSecond = 20
+)
+
+// refusals bounds the records of refusals.
+type refusals struct {
+	mu      sync.Mutex
+	second  int64
+	count   int
+	skipped int
+}
+
+// writing is the recording of one order.
+type writing struct {
+	err  error             // it could not be announced
+	rest chan audit.Record // of an emergency: what follows is recorded behind it
+}
+
+// begin records that the order will be done. An emergency does not wait for it,
+// and is done also if the disk takes nothing.
+func (d *Desk) begin(ctx context.Context, j *job) writing {
+	if !j.emergency {
+		return writing{err: d.append(ctx, j.record)}
+	}
+	select {
+	case d.noting <- struct{}{}:
+	default:
+		d.lostRecord(j.record, fmt.Errorf("%d records wait for the disk already", maxNoting))
+		return writing{}
+	}
+	w := writing{rest: make(chan audit.Record, len(j.writes))}
+	w.rest <- j.record
+	go func() { // ends when end closes rest, and the disk has taken or refused it
+		defer func() { <-d.noting }()
+		for r := range w.rest {
+			if err := d.append(context.Background(), r); err != nil {
+				d.lostRecord(r, err)
+			}
+		}
+	}()
+	return w
+}
+
+// end records what came of the order, before it is answered.
+func (d *Desk) end(ctx context.Context, j *job, w writing, r *Result) {
+	if w.err != nil {
+		d.noteRefusal(j.refused(*r))
+		return
+	}
+	records := make([]audit.Record, 0, len(j.writes))
+	for _, out := range r.Writes {
+		records = append(records, j.result(out, audit.Result))
+	}
+	if len(records) == 0 {
+		records = append(records, j.refused(*r))
+		records[0].Event = audit.Result
+	}
+	if j.emergency {
+		if w.rest == nil {
+			return
+		}
+		go func() { // ends when the disk has taken what was before; begin holds the token
+			for _, rec := range records {
+				w.rest <- rec
+			}
+			close(w.rest)
+		}()
+		return
+	}
+	for _, rec := range records {
+		if err := d.append(context.WithoutCancel(ctx), rec); err != nil {
+			d.lostRecord(rec, err)
+			r.Reason = strings.TrimPrefix(r.Reason+"; the outcome is not recorded", "; ")
+			return
+		}
+	}
+}
+
+// refused returns the record of an order of which nothing was written.
+func (j *job) refused(r Result) audit.Record {
+	rec := j.record
+	rec.Event, rec.Status, rec.Reason, rec.Ms = audit.Refused, string(r.Status), r.Reason, r.Took.Milliseconds()
+	return rec
+}
+
+// append records r, within recordLimit.
+func (d *Desk) append(ctx context.Context, r audit.Record) error {
+	limit, cancel := context.WithTimeout(ctx, recordLimit)
+	defer cancel()
+	_, err := d.o.Audit.Append(limit, r)
+	return err
+}
+
+func (d *Desk) lostRecord(r audit.Record, err error) {
+	d.count.unrecorded.Add(1)
+	d.log.Error("not recorded", "event", r.Event, "id", r.ID, "point", r.Point, "value", r.Value, "status", r.Status, "err", err)
+}
+
+// note records what nobody waits for. It does not block.
+func (d *Desk) note(r audit.Record) {
+	select {
+	case d.noting <- struct{}{}:
+	default:
+		d.lostRecord(r, fmt.Errorf("%d records wait for the disk already", maxNoting))
+		return
+	}
+	go func() { // ends when the disk has taken or refused it
+		defer func() { <-d.noting }()
+		if err := d.append(context.Background(), r); err != nil {
+			d.lostRecord(r, err)
+		}
+	}()
+}
+
+// noteRefusal is note for refusals, of which a flood is only counted.
+func (d *Desk) noteRefusal(r audit.Record) {
+	f := &d.refusals
+	f.mu.Lock()
+	if now := time.Now().Unix(); now != f.second {
+		f.second, f.count = now, 0
+	}
+	if f.count++; f.count > refusalsPerSecond {
+		f.skipped++
+		f.mu.Unlock()
+		return
+	}
+	if f.skipped > 0 {
+		r.Reason += fmt.Sprintf(" (and %d more were refused before)", f.skipped)
+		f.skipped = 0
+	}
+	f.mu.Unlock()
+	d.note(r)
+}
+
+// orphan is an order of before the restart without a result.
+type orphan struct {
+	record audit.Record
+	result Result
+}
+
+// remember reads what the record says of before: ids with their answers, and
+// what was written on this day.
+func (d *Desk) remember(dir string, now time.Time) {
+	since := now.Add(-max(d.o.Rules.DuplicateWindow, 24*time.Hour))
+	if !d.o.ClockSet() {
+		since = time.Time{} // nobody knows how long ago that is
+	}
+	type order struct {
+		record  audit.Record
+		results []audit.Record
+	}
+	var orders []*order
+	open := make(map[string]*order) // by who, when it has no id
+	err := audit.ReadSince(dir, since, func(r audit.Record) error {
+		key := strings.Join([]string{r.ID, r.By, r.Via}, "\n")
+		switch r.Event {
+		case audit.Accepted:
+			o := &order{record: r}
+			orders = append(orders, o)
+			open[key+"\n"+r.Point] = o
+			if r.ID != "" {
+				open[key] = o
+			}
+		case audit.Result:
+			o := open[key+"\n"+r.Point]
+			if o == nil && r.ID != "" {
+				o = open[key]
+			}
+			if o != nil {
+				o.results = append(o.results, r)
+			}
+		case audit.Refused:
+			if r.ID != "" && now.Sub(r.Time) < d.o.Rules.DuplicateWindow {
+				orders = append(orders, &order{record: r, results: []audit.Record{r}})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		d.log.Error("the record of before cannot be read as a whole, ids of before the start may be taken again", "err", err)
+	}
+	for _, o := range orders {
+		points := strings.Split(o.record.Point, between)
+		r := Result{Status: Unknown, Reason: "the gateway was stopped before it was known what became of it"}
+		if len(o.results) > 0 {
+			r = fromRecords(o.results, len(points))
+		}
+		if o.record.Event == audit.Accepted {
+			d.recount(o.record, points, o.results, now)
+			if len(o.results) == 0 {
+				d.orphans = append(d.orphans, orphan{o.record, r})
+			}
+		}
+		key := keyOf(o.record)
+		if key == "" || d.o.ClockSet() && now.Sub(o.record.Time) > d.o.Rules.DuplicateWindow || len(d.ids) >= maxIDs || d.ids[key] != nil {
+			continue
+		}
+		k := &known{content: contentOf(o.record), done: make(chan struct{}), result: r}
+		close(k.done)
+		d.ids[key] = k
+		d.retire(key, now)
+	}
+}
+
+// fromRecords makes the answer to an order of its results, one for each point,
+// or one for all that was not done.
+func fromRecords(results []audit.Record, points int) Result {
+	last := results[len(results)-1]
+	r := Result{Status: Status(last.Status), Reason: last.Reason, Took: time.Duration(last.Ms) * time.Millisecond}
+	if last.Event == audit.Refused || r.Status == Rejected && len(results) == 1 {
+		return r
+	}
+	rank := map[Status]int{Verified: 0, Written: 1, Rejected: 2, Failed: 3, Unknown: 4}
+	r.Status = Verified
+	for _, rec := range results {
+		s := Status(rec.Status)
+		if rank[s] >= rank[r.Status] {
+			r.Status, r.Reason = s, rec.Reason
+		}
+		r.Writes = append(r.Writes, Outcome{
+			Point: point.ID(rec.Point), Status: s, Reason: rec.Reason,
+			Value: valueOf(rec.Value), Previous: valueOf(rec.Previous),
+		})
+	}
+	if r.Status == Rejected {
+		r.Status = Failed
+	}
+	if len(results) < points {
+		r.Status, r.Reason = Unknown, "the gateway was stopped before it was known what became of all of it"
+	}
+	return r
+}
+
+// valueOf reads a value that a record holds, none for an empty text.
+func valueOf(text string) point.Value {
+	if text == "" {
+		return point.Value{}
+	}
+	return point.ParseValue(text)
+}
+
+// recount counts the writes of an order of before against the budgets.
+func (d *Desk) recount(r audit.Record, points []string, results []audit.Record, now time.Time) {
+	if today(r.Time) != today(now) {
+		return
+	}
+	spend := func(id string) {
+		if p := d.points[point.ID(id)]; p != nil {
+			p.day = today(now)
+			p.writes++
+		}
+	}
+	if len(results) == 0 {
+		for _, id := range points {
+			spend(id)
+		}
+	}
+	for _, res := range results {
+		if res.Reason != unchanged && res.Status != string(Rejected) {
+			spend(res.Point)
+		}
+	}
+}
+
+// answerOrphans says of the orders that the last run has left behind that their
+// outcome is unknown.
+func (d *Desk) answerOrphans(ctx context.Context) {
+	for _, o := range d.orphans {
+		rec := o.record
+		rec.Event, rec.Status, rec.Reason = audit.Result, string(o.result.Status), o.result.Reason
+		d.note(rec)
+		topic, ok := strings.CutPrefix(o.record.Reason, answerOn)
+		sink := d.o.Answers[o.record.Via]
+		if !ok || sink == nil {
+			continue
+		}
+		a := answer{id: o.record.ID, by: by(o.record.By, o.record.Via), result: o.result, value: valueOf(o.record.Value)}
+		if !strings.Contains(o.record.Point, between) {
+			a.point = o.record.Point
+		}
+		if err := sink.Deliver(ctx, mqtt.Message{Topic: topic, Payload: a.json(time.Now()), QoS: 1}); err != nil {
+			d.log.Error("answer not delivered", "to", o.record.Via, "topic", topic, "err", err)
+		}
+	}
+	d.orphans = nil
+}
