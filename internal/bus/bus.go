@@ -120,6 +120,7 @@ type Bus struct {
 	out     int           // requests under way
 	writes  []*write
 	asks    []*ask
+	passes  passes
 	jobs    chan *op // to the workers; nil while requests are done in turn
 	done    chan *op // from the workers
 	workers int
@@ -320,6 +321,9 @@ func (b *Bus) stop(ctx context.Context) {
 	for _, a := range b.asks {
 		a.give(b.errStopped())
 	}
+	for _, p := range b.passes.waiting {
+		p.give(b.errStopped())
+	}
 	for _, d := range b.devices {
 		for _, p := range d.polls {
 			p.cutShort()
@@ -394,6 +398,7 @@ type op struct {
 	write *write
 	ask   *ask
 	read  *read // of an ask
+	pass  *pass
 }
 
 func (b *Bus) newOp(d *device, req modbus.PDU) *op {
@@ -474,18 +479,37 @@ func (b *Bus) next(now instant) (*op, instant) {
 	} else {
 		wake = at
 	}
-	if b.link.down && now < b.link.retryAt {
-		return nil, min(wake, b.link.retryAt)
+	if b.link.down {
+		if o := b.nextPass(); o != nil {
+			return o, 0 // the line says at once that there is no wire
+		}
+		if now < b.link.retryAt {
+			return nil, min(wake, b.link.retryAt)
+		}
 	}
 	if o, at := b.nextAsk(now); o != nil {
 		return o, 0
 	} else {
 		wake = min(wake, at)
 	}
+	// Requests of others take turns with polls.
+	if b.passes.turn {
+		if o := b.nextPass(); o != nil {
+			b.passes.turn = false
+			return o, 0
+		}
+	}
 	for {
 		var first *device
 		soonest := never
 		for _, d := range b.devices {
+			switch {
+			case d.pauses(now):
+				wake = min(wake, d.pausedTill)
+				continue
+			case d.pausedTill > 0 && d.pausedTill <= now:
+				b.goOn(d, now)
+			}
 			at, deadline := d.ready(b.jobs != nil)
 			if d.probing {
 				at = max(at, b.probesFrom)
@@ -497,9 +521,13 @@ func (b *Bus) next(now instant) (*op, instant) {
 			}
 		}
 		if first == nil {
+			if o := b.nextPass(); o != nil {
+				return o, 0
+			}
 			return nil, wake
 		}
 		if o := b.nextOf(first, now); o != nil {
+			b.passes.turn = true
 			return o, 0
 		}
 	}
@@ -516,6 +544,8 @@ func (b *Bus) finish(ctx context.Context, o *op) {
 	case stopping:
 	case errors.Is(o.err, modbus.ErrNotConnected):
 		b.wireDown(now, o.err)
+	case o.pass != nil:
+		b.wireUp(now)
 	default:
 		b.wireUp(now)
 		b.noteOp(o)
@@ -533,6 +563,8 @@ func (b *Bus) finish(ctx context.Context, o *op) {
 		b.finishWrite(o, now)
 	case o.ask != nil:
 		b.finishAsk(o, now)
+	case o.pass != nil:
+		b.finishPass(o, stopping)
 	}
 	b.endPolls(d, now)
 	*o = op{}

@@ -92,6 +92,8 @@ type device struct {
 	spare   *poll   // for the next
 	hold    instant // it is busy until then, by its own account
 
+	pausedTill instant // no polls and probes until then; 0: none
+
 	// Learning.
 	known     refusals
 	forgetAt  instant // 0: nothing to forget

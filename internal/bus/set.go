@@ -3,6 +3,7 @@ package bus
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"fieldgate/internal/point"
 )
@@ -65,6 +66,23 @@ func (s *Set) Read(ctx context.Context, ids ...point.ID) ([]point.Sample, error)
 		}
 	}
 	return samples, failed
+}
+
+// Pause stops the polling of a device for a time, see Bus.Pause.
+func (s *Set) Pause(device string, d time.Duration) error {
+	b := s.of[device]
+	if b == nil {
+		return fmt.Errorf("pause: no bus has a device %s", device)
+	}
+	return b.Pause(device, d)
+}
+
+// Paused returns for how long the polling of a device still pauses.
+func (s *Set) Paused(device string) time.Duration {
+	if b := s.of[device]; b != nil {
+		return b.Paused(device)
+	}
+	return 0
 }
 
 // Status returns the status of each bus, in the order of NewSet.

@@ -80,6 +80,7 @@ type Status struct {
 	Up        time.Duration // since New
 	Writes    uint64        // writes ended
 	Unknown   uint64        // of them with an unknown outcome
+	Passed    uint64        // requests of others (Bus.Do)
 	Counters  Counters      // of all devices
 	Error     string        // why the wire is not there; "" while Connected
 	Devices   []DeviceStatus
@@ -92,6 +93,7 @@ type tally struct {
 	busy    time.Duration
 	writes  uint64
 	unknown uint64
+	passed  uint64
 }
 
 type deviceTally struct {
@@ -107,6 +109,8 @@ type deviceTally struct {
 	polls    Polls
 	late     time.Duration // sum
 	times    histogram
+
+	pausedTill instant
 	// In a row, up to now:
 	silent, damaged uint64
 }
@@ -117,7 +121,7 @@ func (b *Bus) Status() Status {
 	defer b.mu.Unlock()
 	s := Status{
 		Bus: b.cfg.Name, Connected: !b.tally.down, Busy: b.tally.busy, Up: b.now(),
-		Writes: b.tally.writes, Unknown: b.tally.unknown,
+		Writes: b.tally.writes, Unknown: b.tally.unknown, Passed: b.tally.passed,
 		Devices: make([]DeviceStatus, len(b.devices)),
 	}
 	if b.tally.err != nil {

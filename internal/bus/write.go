@@ -165,18 +165,7 @@ func (w *write) admit(b *Bus) {
 	if w.d.broadcast {
 		devices = b.devices
 	}
-	for _, d := range devices {
-		if d.fence == nil {
-			d.writing, d.fence = make([]int32, len(d.points)), make([]uint64, len(d.points))
-		}
-		for i := range d.points {
-			if p := &d.points[i]; p.Table == pt.Table && int(p.Address) < end && start < int(p.Address)+p.Words() {
-				w.touched = append(w.touched, place{d, i})
-				d.writing[i]++
-				d.writes++
-			}
-		}
-	}
+	w.touched = fenceOff(devices, pt.Table, start, end)
 	b.writes = append(b.writes, w)
 }
 
@@ -280,12 +269,7 @@ func unknownOutcome(err error) bool {
 // endWrite lifts the fence for what is asked for from now on, and tells the
 // writer.
 func (b *Bus) endWrite(w *write, err error) {
-	b.tick++
-	for _, t := range w.touched {
-		t.d.writing[t.i]--
-		t.d.writes--
-		t.d.fence[t.i], t.d.fenced = b.tick, b.tick
-	}
+	b.lift(w.touched)
 	if w.d.writer == w {
 		w.d.writer = nil
 	}

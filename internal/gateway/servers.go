@@ -3,7 +3,10 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
+	"fieldgate/internal/bus"
 	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
@@ -14,7 +17,22 @@ import (
 // openServers makes the Modbus servers and their sockets. The buses are there
 // already.
 func (g *Gateway) openServers(servers []config.Server, image *regmap.Image) error {
-	gate := regmap.Gate{}
+	buses := make([]*bus.Bus, len(g.wires))
+	for i, w := range g.wires {
+		buses[i] = w.bus
+	}
+	set := bus.NewSet(buses...)
+	gate := regmap.Gate{
+		Pause: func(device, by string, d time.Duration) error {
+			g.log.Info("polling is to pause", "device", device, "for", d, "by", by)
+			return set.Pause(device, d)
+		},
+		Paused: set.Paused,
+		Bus: func(name string) modbus.Endpoint {
+			i := slices.IndexFunc(buses, func(b *bus.Bus) bool { return b.Name() == name })
+			return buses[i] // config knows it, so it is there
+		},
+	}
 	id := identity(g.version)
 	for _, c := range servers {
 		log := part(g.log, "server", c.Name)

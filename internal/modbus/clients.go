@@ -56,7 +56,7 @@ type tally struct {
 	client     string
 	since      time.Time
 	conns      atomic.Int64
-	last       atomic.Int64 // Unix nanoseconds
+	last       atomic.Int64 // when its newest request came, nanoseconds after since; 0: none yet
 	in, out    atomic.Uint64
 	bad        atomic.Uint64
 	functions  [int(EncapsulatedInterface) + 1]atomic.Uint64
@@ -78,6 +78,16 @@ func (t *tally) exception(e Exception) {
 	t.exceptions[e].Add(1)
 }
 
+// came notes a whole frame of n bytes. The times are those of the monotonic
+// clock, which nobody sets.
+func (t *tally) came(n int, now time.Time) {
+	t.last.Store(max(int64(now.Sub(t.since)), 1))
+	t.in.Add(uint64(n))
+}
+
+// heard returns when it was heard last.
+func (t *tally) heard() time.Time { return t.since.Add(time.Duration(t.last.Load())) }
+
 func (t *tally) stats() ClientStats {
 	c := ClientStats{
 		Client: t.client, Connections: int(t.conns.Load()), Since: t.since,
@@ -85,7 +95,7 @@ func (t *tally) stats() ClientStats {
 		Functions: make(map[FunctionCode]uint64), Exceptions: make(map[Exception]uint64),
 	}
 	if at := t.last.Load(); at != 0 {
-		c.Last = time.Unix(0, at)
+		c.Last = t.since.Add(time.Duration(at))
 	}
 	for f := range t.functions {
 		if n := t.functions[f].Load(); n > 0 {
@@ -119,7 +129,7 @@ func (t *tallies) get(client string) *tally {
 	if len(t.of) >= maxTallies {
 		var oldest *tally
 		for _, k := range t.of {
-			if k.conns.Load() == 0 && (oldest == nil || k.last.Load() < oldest.last.Load()) {
+			if k.conns.Load() == 0 && (oldest == nil || k.heard().Before(oldest.heard())) {
 				oldest = k
 			}
 		}
@@ -158,7 +168,7 @@ type session struct {
 	conn  net.Conn
 	tally *tally
 	since time.Time
-	last  atomic.Int64 // when its newest whole request came, Unix nanoseconds; 0: none yet
+	last  atomic.Int64 // when its newest whole request came, nanoseconds after since; 0: none yet
 }
 
 // How long a connection may say nothing before another may take its place when
@@ -189,7 +199,7 @@ func (s *sessions) enter(c *session, limit int) (entered bool, instead *session)
 		for k := range s.all {
 			silent, enough := c.since.Sub(k.since), mute
 			if at := k.last.Load(); at != 0 {
-				silent, enough = c.since.Sub(time.Unix(0, at)), quiet
+				silent, enough = silent-time.Duration(at), quiet
 			}
 			if silent >= enough && (instead == nil || silent > longest) {
 				instead, longest = k, silent
@@ -206,10 +216,9 @@ func (s *sessions) enter(c *session, limit int) (entered bool, instead *session)
 
 // came notes a whole frame of n bytes.
 func (c *session) came(n int) {
-	now := time.Now().UnixNano()
-	c.last.Store(now)
-	c.tally.last.Store(now)
-	c.tally.in.Add(uint64(n))
+	now := time.Now()
+	c.last.Store(max(int64(now.Sub(c.since)), 1))
+	c.tally.came(n, now)
 }
 
 func (s *sessions) leave(c *session) {

@@ -101,8 +101,7 @@ func TestTalliesAreBounded(t *testing.T) {
 	here := all.get("here")
 	here.conns.Add(1)
 	for i := range 3 * maxTallies {
-		k := all.get(strings.Repeat("x", i+1))
-		k.last.Store(int64(i + 1))
+		all.get(strings.Repeat("x", i+1)).came(1, time.Now())
 	}
 	if n := len(all.stats()); n != maxTallies {
 		t.Errorf("%d clients are remembered, want %d", n, maxTallies)

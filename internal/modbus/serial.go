@@ -79,7 +79,6 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 		if ctx.Err() != nil {
 			return nil
 		}
-		p.tally.in.Add(uint64(len(r.b)))
 		p.feed(r.b, r.at)
 		free <- r.b
 		for {
@@ -205,7 +204,7 @@ func (p *serialPort) next(ctx context.Context) (answer []byte, ok bool) {
 		if n > 0 {
 			adu := p.buf[:n]
 			if unit, req, err := DecodeRTU(adu); err == nil && p.ours(unit) {
-				p.tally.last.Store(p.last.UnixNano())
+				p.tally.came(n, p.last)
 				if resp := p.server.answerSerial(ctx, p.tally, p.units, unit, req); len(resp) > 0 {
 					p.out = AppendRTU(p.out, unit, resp)
 				}
@@ -296,6 +295,7 @@ func (p *serialPort) nextASCII(ctx context.Context) (answer []byte, ok bool) {
 		}
 		return nil, false
 	}
+	p.tally.came(end+1, p.last)
 	p.out = p.server.answerASCII(ctx, p.tally, p.units, p.buf[:end+1], p.out)
 	p.drop(end + 1)
 	return p.out, true

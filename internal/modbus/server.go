@@ -472,7 +472,7 @@ func (u *datagrams) answer(ctx context.Context, t *tally, from net.Addr, b []byt
 		s.badFrame(t)
 		return
 	}
-	t.in.Add(uint64(len(b)))
+	t.came(len(b), time.Now())
 	resp := s.answerTCP(ctx, t, unit, req)
 	if len(resp) == 0 {
 		return
