@@ -31,12 +31,13 @@ var mayImport = map[string]string{
 	"queue":    "clock mqtt config flash",
 	"uplink":   "mqtt queue config quick",
 	"broker":   "mqtt config flash",
+	"bridge":   "mqtt config queue uplink broker",
 	"audit":    "flash",
 	"command":  "modbus point mqtt config audit",
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",
-	"gateway":  "clock modbus point config line bus regmap pipeline publish mqtt queue uplink broker audit command group systemd flash alarm",
+	"gateway":  "clock modbus point config line bus regmap pipeline publish mqtt queue uplink broker bridge audit command group systemd flash alarm",
 }
 
 // The one door of each foreign package.
@@ -88,7 +89,7 @@ func listPackages(t *testing.T) []pkg {
 func TestImports(t *testing.T) {
 	const ours = "fieldgate/internal/"
 	field := []string{"modbus", "point", "line", "bus", "simulate", "probe", "regmap"}
-	mqttHalf := []string{"mqtt", "queue", "uplink", "broker", "publish", "command"}
+	mqttHalf := []string{"mqtt", "queue", "uplink", "broker", "publish", "command", "bridge"}
 	for _, p := range listPackages(t) {
 		name, internal := strings.CutPrefix(p.ImportPath, ours)
 		top, _, _ := strings.Cut(name, "/")

@@ -424,6 +424,13 @@ func (b *Broker) pace() {
 	}
 }
 
+// Retained returns the payload of the message that is retained on topic, and
+// whether there is one. It is not to be changed.
+func (b *Broker) Retained(topic string) (payload []byte, ok bool) {
+	pk, ok := b.server.Topics.Retained.Get(topic)
+	return pk.Payload, ok
+}
+
 // Subscribe calls handle with each message that a client publishes, by itself
 // or by its will, on a topic that filter matches; and first, with Retain set and
 // no client, with the messages of clients that are retained for it. The client

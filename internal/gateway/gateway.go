@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"fieldgate/internal/audit"
+	"fieldgate/internal/bridge"
 	"fieldgate/internal/broker"
 	"fieldgate/internal/bus"
 	"fieldgate/internal/clock"
@@ -66,11 +67,12 @@ type wire struct {
 	bus  *bus.Bus
 }
 
-// way is an uplink and its queue.
+// way is an uplink, its queue, and what it carries for local clients.
 type way struct {
 	name   string
 	queue  *queue.Queue
 	uplink *uplink.Uplink
+	bridge *bridge.Bridge // nil: nothing
 }
 
 // Open makes a gateway from cfg and its topics, as Load returns them. It opens
@@ -109,8 +111,15 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 			return nil, errors.Join(fmt.Errorf("queue %s: %w", c.Name, err), g.abandon())
 		}
 		q.Clock = g.clock
-		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), g.subscriptions(c.Name), part(log, "uplink", c.Name))
-		g.ways = append(g.ways, way{c.Name, q, u})
+		br, err := g.bridgeOf(cfg, c, q)
+		if err != nil {
+			return nil, errors.Join(err, q.Close(), g.abandon())
+		}
+		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), append(g.subscriptions(c.Name), br.Subscriptions()...), part(log, "uplink", c.Name))
+		if br != nil {
+			u.OnSend, br.Connected = br.Sent, u.Connected
+		}
+		g.ways = append(g.ways, way{c.Name, q, u, br})
 		if sinks[c.Name] = q; !c.NoStatus {
 			told[c.Name] = q
 		}

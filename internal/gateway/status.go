@@ -102,6 +102,7 @@ type UplinkStatus struct {
 	Certificates []CertificateStatus `json:"certificates,omitempty"` // of the connection, or the last one
 	ChainLength  int                 `json:"chain_length,omitempty"` // of the broker's certificate
 	Unsubscribed []FilterStatus      `json:"unsubscribed,omitempty"` // the broker refuses these
+	Bridge       *BridgeStatus       `json:"bridge,omitempty"`
 }
 
 // CertificateStatus is a certificate that an uplink is connected with.
@@ -196,7 +197,9 @@ func (g *Gateway) Status() Status {
 	}
 	for _, w := range g.ways {
 		q := w.queue.Stats()
-		s.Uplinks[w.name] = uplinkStatus(g.clock, w.uplink.Status(), q)
+		u := uplinkStatus(g.clock, w.uplink.Status(), q)
+		u.Bridge = bridgeStatus(w.bridge)
+		s.Uplinks[w.name] = u
 		s.Flash.Queues[w.name] = q.Flash
 		s.Flash.All = s.Flash.All.Add(q.Flash)
 	}

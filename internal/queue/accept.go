@@ -23,7 +23,8 @@ type promise struct {
 // after patience, so that a message which is acknowledged sooner writes nothing;
 // all that wait by then share one transaction, and those that come meanwhile the
 // next. While the file takes nothing, or without one, only the acknowledgement
-// closes safe; after Close nothing does.
+// closes safe; after Close nothing does. With a patience below 0 nobody wants to
+// know, and safe is nil.
 //
 // A message that finds no room is counted as dropped and ErrFull returned.
 func (q *Queue) Accept(m mqtt.Message, patience time.Duration) (safe <-chan struct{}, err error) {
@@ -35,6 +36,8 @@ func (q *Queue) Accept(m mqtt.Message, patience time.Duration) (safe <-chan stru
 		return nil, bad
 	case took == 0:
 		return nil, ErrFull
+	case patience < 0:
+		return nil, nil
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()

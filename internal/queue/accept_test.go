@@ -102,6 +102,11 @@ func TestAcceptRefuses(t *testing.T) {
 	t.Parallel()
 	m := msg(0)
 	r := start(t, t.TempDir(), config.Queue{Commit: time.Hour, MaxBytes: size(m), DropNewest: true})
+	if safe := accept(t, r.Queue, m, -1); safe != nil {
+		t.Error("a promise nobody wants")
+	}
+	r.sync()
+	done(t, r.Queue, next(t, r.Queue, 1)...)
 	first := accept(t, r.Queue, m, time.Hour)
 	if _, err := r.Accept(msg(1), 0); !errors.Is(err, ErrFull) {
 		t.Errorf("Accept = %v", err)

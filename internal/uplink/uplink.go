@@ -66,6 +66,10 @@ type Status struct {
 
 // Uplink is the client to one broker. Make it with New.
 type Uplink struct {
+	// OnSend is told what is about to be sent, before it is. It must not block,
+	// keeps nothing, may be nil, and is set before Run.
+	OnSend func([]queue.Entry)
+
 	cfg         config.Uplink
 	q           *queue.Queue
 	will, birth mqtt.Message
@@ -154,6 +158,13 @@ func (u *Uplink) Status() Status {
 		s.InFlight = u.conn.win.flight().n
 	}
 	return s
+}
+
+// Connected reports whether the uplink is connected now.
+func (u *Uplink) Connected() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.status.Connected
 }
 
 // setStatus changes the words; the last fault stays, and what certificates there
@@ -455,6 +466,9 @@ func (u *Uplink) pump(ctx context.Context, c *Conn, hold <-chan struct{}) (last 
 		}
 		if len(c.win.slots) == 1 {
 			last = entries[0]
+		}
+		if u.OnSend != nil {
+			u.OnSend(entries)
 		}
 		written, err = c.sendAll(entries, written[:0])
 		if len(written) > 0 {
