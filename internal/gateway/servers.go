@@ -1,13 +1,14 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"time"
 
-	"fieldgate/internal/bus"
 	"fieldgate/internal/clock"
+	"fieldgate/internal/command"
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
@@ -17,20 +18,16 @@ import (
 // openServers makes the Modbus servers and their sockets. The buses are there
 // already.
 func (g *Gateway) openServers(servers []config.Server, image *regmap.Image) error {
-	buses := make([]*bus.Bus, len(g.wires))
-	for i, w := range g.wires {
-		buses[i] = w.bus
-	}
-	set := bus.NewSet(buses...)
 	gate := regmap.Gate{
+		Write: g.plcWrites,
 		Pause: func(device, by string, d time.Duration) error {
-			g.log.Info("polling is to pause", "device", device, "for", d, "by", by)
-			return set.Pause(device, d)
+			g.log.Info("a client asks for a pause", "client", by, "device", device, "for", d)
+			return g.buses.Pause(device, d)
 		},
-		Paused: set.Paused,
+		Paused: g.buses.Paused,
 		Bus: func(name string) modbus.Endpoint {
-			i := slices.IndexFunc(buses, func(b *bus.Bus) bool { return b.Name() == name })
-			return buses[i] // config knows it, so it is there
+			i := slices.IndexFunc(g.wires, func(w wire) bool { return w.name == name })
+			return g.wires[i].bus // config knows it, so it is there
 		},
 	}
 	id := identity(g.version)
@@ -43,6 +40,20 @@ func (g *Gateway) openServers(servers []config.Server, image *regmap.Image) erro
 		g.servers = append(g.servers, s)
 	}
 	return nil
+}
+
+// plcWrites does what a PLC asks for by the same way as every command: checked,
+// recorded, written, read back. Several writes are one order.
+func (g *Gateway) plcWrites(ctx context.Context, by string, writes []regmap.Write) error {
+	o := command.Order{By: by, Via: "modbus"}
+	for _, w := range writes {
+		o.Writes = append(o.Writes, command.Write{Point: w.ID, Value: w.Value})
+	}
+	err := g.desk.Do(ctx, o).Err()
+	if errors.Is(err, command.ErrRejected) {
+		return fmt.Errorf("%w: %w", regmap.ErrRefused, err)
+	}
+	return err
 }
 
 // identity is what our servers say of themselves (functions 17 and 43/14).

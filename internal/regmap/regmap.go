@@ -90,7 +90,7 @@ type Map struct {
 	pass     [256]modbus.Endpoint
 	ask      unmapped
 
-	mu      sync.Mutex // guards the words of entries, and scratch
+	mu      sync.Mutex // guards what changes in entries, and scratch
 	scratch []pending
 }
 
@@ -106,6 +106,7 @@ type entry struct {
 	known   bool
 	fits    bool // false: the type cannot hold the value
 	words   []uint16
+	told    string // how the newest write failed, as the log has it
 
 	writing *sync.Mutex // held by who changes some bits of the value
 }

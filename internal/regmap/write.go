@@ -15,6 +15,7 @@ import (
 func (m *Map) store(ctx context.Context, entries []entry, src []uint16) error {
 	var writes []Write
 	var pauses []pause
+	var first *entry // of those written
 	for i := range entries {
 		e := &entries[i]
 		var words []uint16
@@ -32,6 +33,9 @@ func (m *Map) store(ctx context.Context, entries []entry, src []uint16) error {
 			if err != nil {
 				return modbus.IllegalDataValue // not a number, no date
 			}
+			if first == nil {
+				first = e
+			}
 			writes = append(writes, Write{e.Point.ID, v})
 		}
 	}
@@ -40,8 +44,9 @@ func (m *Map) store(ctx context.Context, entries []entry, src []uint16) error {
 		if m.gate.Write == nil {
 			return modbus.ServerDeviceFailure
 		}
-		if err := m.gate.Write(ctx, by, writes); err != nil {
-			m.log.Info("write refused or failed", "client", by, "point", string(writes[0].ID), "points", len(writes), "err", err)
+		err := m.gate.Write(ctx, by, writes)
+		m.tell(first, by, len(writes), err)
+		if err != nil {
 			return exceptionOf(err)
 		}
 	}
@@ -51,6 +56,22 @@ func (m *Map) store(ctx context.Context, entries []entry, src []uint16) error {
 		}
 	}
 	return nil
+}
+
+// tell logs what became of a write, once for each way in which it fails: a PLC
+// writes on and on.
+func (m *Map) tell(e *entry, by string, points int, err error) {
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	m.mu.Lock()
+	news := e.told != text
+	e.told = text
+	m.mu.Unlock()
+	if news && err != nil {
+		m.log.Info("write refused or failed", "client", by, "point", string(e.Point.ID), "points", points, "err", err)
+	}
 }
 
 type pause struct {
