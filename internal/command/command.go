@@ -40,6 +40,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"slices"
 	"sync"
@@ -200,6 +201,7 @@ type Desk struct {
 	noting   chan struct{}                         // a token for each record on its way that nobody waits for
 	refusals refusals
 	orphans  []orphan // of before the restart; Run's
+	seed     maphash.Seed
 
 	mu       sync.Mutex
 	stopped  bool
@@ -249,7 +251,7 @@ func Open(dir string, o Options, log *slog.Logger) *Desk {
 		noting:   make(chan struct{}, maxNoting),
 		turns:    make(map[string][]*turn),
 		ids:      make(map[string]*known),
-		restored: make(map[string]uint64),
+		restored: make(map[string]uint64), seed: maphash.MakeSeed(),
 	}
 	targets := make(map[point.ID]bool)
 	for i := range o.Commands {

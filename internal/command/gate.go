@@ -60,7 +60,7 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 		return nil, d.refuse(j, r)
 	}
 	j.record = announce(j)
-	key := o.key(j.record)
+	key := keyOf(j.record)
 	late := o.late(now, d.o.ClockSet(), j.emergency)
 
 	d.mu.Lock()
@@ -351,7 +351,7 @@ func announce(j *job) audit.Record {
 		Event: audit.Accepted, ID: o.ID, By: o.By, Via: o.Via,
 		Point: strings.Join(points, between), Value: strings.Join(values, between),
 	}
-	if r.ID == "" && !o.Issued.IsZero() {
+	if r.ID == "" && !o.Issued.IsZero() && !j.emergency { // a stop is better done twice
 		r.ID = dated + o.Issued.UTC().Format(time.RFC3339Nano)
 	}
 	if o.answer != "" {
@@ -372,10 +372,8 @@ func (j *job) content() string { return contentOf(j.record) }
 
 func contentOf(r audit.Record) string { return r.Point + " = " + r.Value }
 
-// key is what an order is remembered by: its id, or its time and content; ""
-// if it has neither.
-func (o *Order) key(r audit.Record) string { return keyOf(r) }
-
+// keyOf returns what an order is remembered by: its id, or its time and content;
+// "" if it has neither.
 func keyOf(r audit.Record) string {
 	if strings.HasPrefix(r.ID, dated) {
 		return r.ID + " " + contentOf(r)

@@ -39,7 +39,7 @@ func (d *Desk) Subscriptions(via string) []Subscription {
 		of[c.Filter] = append(of[c.Filter], c)
 	}
 	for i := range subs {
-		h := handler{d: d, commands: of[string(subs[i].Filter)], seed: maphash.MakeSeed(), kept: slices.Contains(d.o.Kept, via)}
+		h := handler{d: d, commands: of[string(subs[i].Filter)], kept: slices.Contains(d.o.Kept, via)}
 		for _, c := range h.commands {
 			subs[i].QoS = max(subs[i].QoS, c.QoS)
 		}
@@ -53,7 +53,6 @@ type handler struct {
 	d        *Desk
 	commands []*config.Command // several only if each matches another text
 	kept     bool              // the broker keeps messages while we are away
-	seed     maphash.Seed
 }
 
 // message is one that a handler has taken.
@@ -204,12 +203,12 @@ func (d *Desk) writeCommand(m message, h handler) (safe <-chan struct{}) {
 		return nil
 	}
 	if c.Restore {
-		if m.Retain && !d.news(h, m) {
+		if m.Retain && !d.news(m) {
 			refuse(r.id, "it is the retained message that was taken before")
 			return nil
 		}
 		if !m.Retain {
-			d.news(h, m)
+			d.news(m)
 		} else {
 			o.Issued = time.Time{} // a setpoint that is restored may be old
 		}
@@ -268,8 +267,8 @@ func (d *Desk) withdraw(j *job) Result {
 
 // news notes what was last taken on a topic, and reports whether that differs.
 // A broker sends its retained message again at each connection.
-func (d *Desk) news(h handler, m message) bool {
-	sum := maphash.Bytes(h.seed, m.Payload)
+func (d *Desk) news(m message) bool {
+	sum := maphash.Bytes(d.seed, m.Payload)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	old, known := d.restored[m.Topic]

@@ -230,10 +230,16 @@ func (d *Desk) reassert(ctx, grace context.Context, p *place, t *turn, value poi
 // Online is to be called when a device answers for the first time, or again
 // after it was offline: its setup is written. It does not block.
 func (d *Desk) Online(device string) {
-	for _, s := range d.setups[device] {
-		o := Order{By: bySetup, Via: viaGateway, Writes: []Write{{Point: s.Point, Value: s.Value}}, fresh: true, NoRush: true}
-		if !d.submit(func(ctx, grace context.Context) { d.own(ctx, grace, o) }) {
-			d.log.Error("setup not written: too much waits already", "device", device, "point", s.Point)
+	settings := d.setups[device]
+	if len(settings) == 0 {
+		return
+	}
+	ok := d.submit(func(ctx, grace context.Context) {
+		for _, s := range settings { // one that fails does not keep the others from being written
+			d.own(ctx, grace, Order{By: bySetup, Via: viaGateway, Writes: []Write{{Point: s.Point, Value: s.Value}}, fresh: true, NoRush: true})
 		}
+	})
+	if !ok {
+		d.log.Error("setup not written: too much waits already", "device", device)
 	}
 }

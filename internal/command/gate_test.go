@@ -1,0 +1,677 @@
+package command
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"fieldgate/internal/audit"
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/point"
+)
+
+// stamp is a time for a payload.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+func TestTimes(t *testing.T) {
+	set := true
+	change := func(o *Options) {
+		o.ClockSet = func() bool { return set }
+		o.Kept = []string{"cloud"}
+	}
+	bubble(t, testCommands, change, func(t *testing.T, d *desk) {
+		now := time.Now()
+		at := func(ago time.Duration, more string) string {
+			return fmt.Sprintf(`{"value":5,"timestamp":"%s"%s}`, stamp(time.Now().Add(-ago)), more)
+		}
+		const level = "cmd/boiler/level"
+		d.want(level, at(10*time.Second, ""), `"verified"`)
+		d.want(level, at(31*time.Second, ""), `s old, at most 30s are allowed`)
+		d.want(level, at(-9*time.Second, ""), `"verified"`)
+		d.want(level, at(-11*time.Second, ""), `ahead of this gateway's clock`)
+		d.want(level, at(-48*time.Hour, ""), `ahead of this gateway's clock`)
+		d.want(level, at(20*time.Second, `,"ttl":30`), `"verified"`)
+		d.want(level, at(20*time.Second, `,"ttl":10`), `it expired at`)
+		d.want(level, at(0, `,"expires":"`+stamp(now.Add(-time.Hour))+`"`), `it expired at`)
+		d.want(level, `{"value":5}`, `"rejected","point":"boiler.level","reason":"it has no timestamp: the broker keeps messages`)
+		d.want("emergency/stop", "EMERGENCY_STOP", "STOPPED")
+		d.want("emergency/stop", fmt.Sprintf(`{"value":"EMERGENCY_STOP","timestamp":"%s"}`, stamp(now.Add(-time.Hour))), "STOPPED")
+		d.want("emergency/stop", fmt.Sprintf(`{"value":"EMERGENCY_STOP","timestamp":"%s","ttl":5}`, stamp(now.Add(-time.Hour))), "it expired")
+		set = false
+		d.want(level, at(0, ""), `the clock of this gateway was never set`)
+		d.want("emergency/stop", fmt.Sprintf(`{"value":"EMERGENCY_STOP","timestamp":"%s","ttl":5}`, stamp(now.Add(-time.Hour))), "STOPPED")
+		if n := len(d.plant.writes()); n != 3+3*2 {
+			t.Errorf("%d writes: %q", n, d.plant.writes())
+		}
+	})
+}
+
+func TestSource(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		one := func(from mqtt.Origin, m mqtt.Message, want string) {
+			t.Helper()
+			d.sendAs(from, m)
+			time.Sleep(time.Second)
+			if got := d.take(); len(got) != 1 || !strings.Contains(got[0], want) {
+				t.Errorf("%s: answered %q, want %s", m.Topic, got, want)
+			}
+		}
+		local := mqtt.Origin{Via: config.Local, User: "operator", Client: "panel"}
+		one(local, mqtt.Message{Topic: "mine", Payload: []byte(`{"value":50,"id":"1"}`)}, `"verified","point":"boiler.setpoint","value":50,"by":"operator"`)
+		one(local, mqtt.Message{Topic: "mine", Payload: []byte(`50`)}, `it has no id, and this command needs one`)
+		if subs := d.Subscriptions("cloud"); slices.ContainsFunc(subs, func(s Subscription) bool { return s.Filter == "mine" }) {
+			t.Error("mine is subscribed to at cloud")
+		}
+		kept := mqtt.Message{Topic: "cmd/boiler/setpoint", Payload: []byte("60"), Retain: true}
+		one(mqtt.Origin{Via: "cloud"}, kept, `"rejected","point":"boiler.setpoint","reason":"it was retained: nobody knows when it was sent`)
+		kept = mqtt.Message{Topic: "emergency/stop", Payload: []byte("EMERGENCY_STOP"), Retain: true}
+		one(mqtt.Origin{Via: "cloud"}, kept, `it was retained`)
+		// A setpoint that may be restored is, once.
+		kept = mqtt.Message{Topic: "held", Payload: []byte(`{"value":70,"timestamp":"1999-01-01T00:00:00Z"}`), Retain: true}
+		one(mqtt.Origin{Via: "cloud"}, kept, `"verified"`)
+		one(mqtt.Origin{Via: "cloud"}, kept, `it is the retained message that was taken before`)
+		one(mqtt.Origin{Via: "cloud"}, mqtt.Message{Topic: "held", Payload: []byte("71")}, `"verified"`)
+		one(mqtt.Origin{Via: "cloud"}, mqtt.Message{Topic: "held", Payload: []byte("71"), Retain: true}, `taken before`)
+		if got, want := d.plant.writes(), []string{"boiler.setpoint=50", "boiler.setpoint=70", "boiler.setpoint=71"}; !slices.Equal(got, want) {
+			t.Errorf("written %q, want %q", got, want)
+		}
+	})
+}
+
+// The users of the embedded broker that a command names.
+func TestUsers(t *testing.T) {
+	c := config.Command{Topic: "a", Filter: "a", Kind: config.ValueCommand, From: []string{config.Local}, Users: []string{"operator"},
+		Targets: []config.Target{{Filter: "a", Point: "boiler.level"}}}
+	bubble(t, "", func(o *Options) { o.Commands = []config.Command{c} }, func(t *testing.T, d *desk) {
+		for user, want := range map[string]string{"operator": `"verified"`, "guest": `the user \"guest\" may not send it`} {
+			d.sendAs(mqtt.Origin{Via: config.Local, User: user}, mqtt.Message{Topic: "a", Payload: []byte("5")})
+			time.Sleep(time.Second)
+			if got := d.take(); len(got) != 1 || !strings.Contains(got[0], want) {
+				t.Errorf("%s: %q, want %s", user, got, want)
+			}
+		}
+	})
+}
+
+func TestRateAndBudget(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.want("cmd/boiler/slow", "1", `"verified"`)
+		d.want("cmd/boiler/slow", "2", `too soon: boiler.slow may be written once in 10s, next in 5s`)
+		time.Sleep(5 * time.Second)
+		d.want("cmd/boiler/slow", "3", `"verified"`)
+
+		for i := range 3 {
+			d.want("cmd/boiler/worn", fmt.Sprint(i), `"verified"`)
+		}
+		d.restart() // what was written today still counts
+		d.want("cmd/boiler/worn", "3", `"verified"`)
+		d.want("cmd/boiler/worn", "4", `"verified"`)
+		d.want("cmd/boiler/worn", "5", `the budget of boiler.worn is used up: 5 writes a day`)
+		warned := 0
+		for _, r := range d.records() {
+			if r.Event == "budget" {
+				warned++
+			}
+		}
+		if warned != 1 {
+			t.Errorf("warned %d times of the budget", warned)
+		}
+		time.Sleep(24 * time.Hour)
+		d.want("cmd/boiler/worn", "6", `"verified"`)
+	})
+}
+
+// A write that is not needed costs no budget, and is not left out over an old
+// reading.
+func TestSkipIfEqual(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.want("cmd/boiler/setpoint", "60", `"verified"`)
+		d.want("cmd/boiler/setpoint", "60", `not written, the device shows this value already`)
+		d.plant.set("boiler.setpoint", point.IntValue(30)) // at the panel, not polled yet
+		d.want("cmd/boiler/setpoint", "60", `"verified","point":"boiler.setpoint","value":60,"previous":30`)
+		d.want("cmd/boiler/level", "0", `"status":"verified"`) // skip_if_equal: false
+		if got := d.plant.writes(); len(got) != 3 {
+			t.Errorf("written %q", got)
+		}
+		if n := d.points["boiler.setpoint"].writes; n != 2 {
+			t.Errorf("%d writes are counted, want 2", n)
+		}
+	})
+}
+
+// What is known of the outcome decides the word.
+func TestOutcomes(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		how := func(done bool, err, readErr error) {
+			d.plant.mu.Lock()
+			defer d.plant.mu.Unlock()
+			d.plant.write = func(point.ID, point.Value) (bool, error) { return done, err }
+			d.plant.read = func(point.ID) error { return readErr }
+		}
+		refused := fmt.Errorf("unit 1: %w", modbus.IllegalDataValue)
+		away := fmt.Errorf("line: %w", modbus.ErrNotConnected)
+		for i, row := range []struct {
+			done        bool
+			err, read   error
+			topic, want string
+		}{
+			{true, nil, nil, "level", `"status":"verified"`},
+			{true, nil, errDead, "level", `"status":"written","point":"boiler.level","value":2,"previous":1,"reason":"the device has confirmed it, but it could not be read back: unit 1: no response within 1s"`},
+			{false, nil, nil, "level", `"status":"failed","point":"boiler.level","value":3,"previous":1,"reason":"the device has confirmed the write, but shows 2"`},
+			{true, errDead, nil, "level", `"status":"verified","point":"boiler.level","value":4,"previous":2,"reason":"no answer to the write, but the device shows the value"`},
+			{false, errDead, nil, "level", `"status":"unknown","point":"boiler.level","value":5,"previous":4,"reason":"unit 1: no response within 1s; the device shows 4"`},
+			{false, errDead, errDead, "level", `"status":"unknown","point":"boiler.level","value":6,"previous":4,"reason":"unit 1: no response within 1s"`},
+			{false, refused, nil, "level", `"status":"failed","point":"boiler.level","value":7,"previous":4,"reason":"unit 1: exception 3: illegal data value"`},
+			{false, away, nil, "level", `"status":"failed","point":"boiler.level","value":8,"previous":4,"reason":"line: not connected"`},
+			{true, nil, errDead, "blind", `"status":"written","point":"boiler.blind","value":9`},
+			{false, errDead, errDead, "blind", `"status":"unknown","point":"boiler.blind","value":10`},
+		} {
+			how(row.done, row.err, row.read)
+			d.want("cmd/boiler/"+row.topic, fmt.Sprint(i+1), row.want)
+		}
+		// A stop is not called done before the read-back agrees.
+		how(true, nil, errDead)
+		d.want("emergency/stop", "EMERGENCY_STOP", `status/emergency {"status":"written"`)
+		how(false, errDead, errDead)
+		d.want("emergency/stop", "EMERGENCY_STOP", `status/emergency {"status":"unknown"`)
+		how(false, refused, nil)
+		d.want("emergency/stop", "EMERGENCY_STOP", `status/emergency {"status":"failed"`)
+	})
+}
+
+// Of a recipe that fails half-way, what was written is restored, or left.
+func TestRecipeFails(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.plant.set("boiler.setpoint", point.IntValue(40))
+		d.plant.set("boiler.level", point.IntValue(10))
+		fail := errors.New("the valve is stuck")
+		d.plant.write = func(id point.ID, v point.Value) (bool, error) {
+			if id == "boiler.level" && point.Equal(v, point.IntValue(77)) {
+				return false, fail
+			}
+			return true, nil
+		}
+		d.want("recipe", `{"temp":55,"level":77,"mode":1}`, `{"status":"failed","reason":"boiler.level: the valve is stuck; 1 of 3 written before; what was written is restored","writes":[`+
+			`{"status":"failed","point":"boiler.setpoint","value":55,"previous":40,"reason":"restored"},`+
+			`{"status":"failed","point":"boiler.level","value":77,"previous":10,"reason":"the valve is stuck"},`+
+			`{"status":"rejected","point":"boiler.mode","value":"auto","reason":"not written, because one before it failed"}]`)
+		d.want("recipe/stop", `{"temp":56,"level":77}`, `"status":"failed","reason":"boiler.level: the valve is stuck; 1 of 2 written before","writes":[{"status":"verified","point":"boiler.setpoint","value":56`)
+		// What cannot be read could not be restored.
+		d.plant.read = func(id point.ID) error {
+			if id == "boiler.level" {
+				return errDead
+			}
+			return nil
+		}
+		d.want("recipe", `{"temp":55,"level":7,"mode":1}`, `"status":"rejected","reason":"boiler.level could not be restored, because it cannot be read: unit 1: no response within 1s; nothing was written"`)
+		d.plant.read = nil
+		// Neither written nor restored for certain.
+		d.plant.write = func(id point.ID, v point.Value) (bool, error) {
+			switch {
+			case id == "boiler.level":
+				return false, errDead
+			case point.Equal(v, point.IntValue(56)):
+				return false, errDead
+			}
+			return true, nil
+		}
+		d.want("recipe", `{"temp":57,"level":7,"mode":1}`, `could not be restored`)
+		if got, want := d.plant.writes(), []string{"boiler.setpoint=55", "boiler.setpoint=40", "boiler.setpoint=56", "boiler.setpoint=57"}; !slices.Equal(got, want) {
+			t.Errorf("written %q, want %q", got, want)
+		}
+		agree(t, d)
+	})
+}
+
+// agree holds the device's own list of writes against the record: each stands
+// there, as verified, restored or the like.
+func agree(t *testing.T, d *desk) {
+	t.Helper()
+	recorded := make(map[string]int)
+	for _, r := range d.records() {
+		switch {
+		case r.Event == audit.Accepted, r.Event == audit.Refused, r.Reason == unchanged, r.Status == string(Rejected):
+		default:
+			recorded[r.Point+"="+r.Value]++
+		}
+	}
+	for _, w := range d.plant.writes() {
+		if recorded[w]--; recorded[w] < 0 {
+			t.Errorf("the device was written %s, which is not in the record", w)
+		}
+	}
+}
+
+// Orders for one device are done in order, and others do not wait for it.
+func TestTurns(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.plant.delay["boiler"] = 10 * time.Second // for each request
+		for i := range 40 {
+			d.send("cmd/boiler/level", fmt.Sprint(i))
+		}
+		d.send("cmd/pump-2/speed", "900")
+		got := d.take()
+		if len(got) != 9 || !strings.Contains(got[8], `"point":"pump-2.speed","value":900`) {
+			t.Errorf("answered at once: %q", got)
+		}
+		for _, a := range got[:8] {
+			if !strings.Contains(a, "busy: too many orders wait for this device already") {
+				t.Errorf("answered %q", a)
+			}
+		}
+		// An emergency does not wait for the others of its device; those of other
+		// devices do not wait for that one.
+		began := time.Now()
+		d.send("emergency/stop", "EMERGENCY_STOP")
+		synctest.Wait()
+		if w := d.plant.writes(); !slices.Contains(w, "pump-2.stop=1") {
+			t.Errorf("pump-2 was not stopped at once: %q", w)
+		}
+		for !slices.Contains(d.plant.writes(), "boiler.stop=1") {
+			time.Sleep(time.Second)
+		}
+		if took := time.Since(began); took > 12*time.Second {
+			t.Errorf("the stop took %v", took)
+		}
+		time.Sleep(40 * 25 * time.Second)
+		if n := len(d.take()); n != 33 {
+			t.Errorf("%d answers, want 33", n)
+		}
+		level := slices.DeleteFunc(d.plant.writes(), func(w string) bool { return !strings.HasPrefix(w, "boiler.level=") })
+		for i, w := range level {
+			if w != fmt.Sprintf("boiler.level=%d", i) {
+				t.Errorf("write %d is %s", i, w)
+			}
+		}
+	})
+}
+
+// What waited too long is not written any more.
+func TestExpiresInTurn(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.plant.delay["boiler"] = 20 * time.Second
+		d.send("cmd/boiler/level", "1")
+		d.send("cmd/boiler/level", fmt.Sprintf(`{"value":2,"expires":"%s"}`, stamp(time.Now().Add(30*time.Second))))
+		time.Sleep(2 * time.Minute)
+		if got := d.take(); len(got) != 2 || !strings.Contains(got[1], `"rejected","point":"boiler.level","reason":"it waited too long: it expired at`) {
+			t.Errorf("answered %q", got)
+		}
+	})
+}
+
+// A disk that takes nothing refuses writes, but not an emergency.
+func TestDiskFull(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		if err := d.audit.Close(); err != nil {
+			t.Fatal(err)
+		}
+		d.want("cmd/boiler/level", "5", `"rejected","point":"boiler.level","reason":"it cannot be recorded, so it was not done: not recorded`)
+		d.want("cmd/boiler/level", `{"value":5,"id":"a"}`, `it cannot be recorded`)
+		d.want("emergency/stop", "EMERGENCY_STOP", "STOPPED")
+		if got := d.plant.writes(); len(got) != 2 {
+			t.Errorf("written %q", got)
+		}
+		if s := d.Stats(); s.Unrecorded == 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// An order that the last run has left behind is unknown, and said to be.
+func TestOrphans(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		for _, r := range []audit.Record{
+			{Event: audit.Accepted, ID: "o1", Via: "cloud", Point: "boiler.level", Value: "5", Reason: answerOn + "cmd/boiler/level/ack"},
+			{Event: audit.Accepted, ID: "o2", Via: "cloud", Point: "boiler.setpoint, boiler.level", Value: "5, 6", Reason: answerOn + "recipe/stop/ack"},
+			{Event: audit.Result, ID: "o2", Via: "cloud", Point: "boiler.setpoint", Value: "5", Status: "verified"},
+		} {
+			if _, err := d.audit.Append(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.restart()
+		got := d.take()
+		if len(got) != 1 || !strings.HasPrefix(got[0], `cmd/boiler/level/ack {"id":"o1","status":"unknown","point":"boiler.level","value":5,"reason":"the gateway was stopped`) {
+			t.Errorf("answered %q", got)
+		}
+		d.want("cmd/boiler/level", `{"id":"o1","value":5}`, `{"id":"o1","status":"unknown","point":"boiler.level","reason":"the gateway was stopped`)
+		d.want("recipe/stop", `{"id":"o2","temp":5,"level":6}`, `20`)
+		d.restart() // it is told once
+		if got := d.take(); len(got) != 0 {
+			t.Errorf("answered again %q", got)
+		}
+		if got := d.plant.writes(); len(got) != 0 {
+			t.Errorf("written %q", got)
+		}
+	})
+}
+
+// A retried write succeeds when the device is back, and gives way to a newer one.
+func TestRetry(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		var dead atomic.Bool
+		dead.Store(true)
+		d.plant.write = func(point.ID, point.Value) (bool, error) {
+			if dead.Load() {
+				return false, errDead
+			}
+			return true, nil
+		}
+		d.plant.read = func(point.ID) error {
+			if dead.Load() {
+				return errDead
+			}
+			return nil
+		}
+		d.send("again", "60")
+		time.Sleep(5 * time.Second)
+		d.want("cmd/pump-2/speed", "5", `"unknown"`)
+		dead.Store(false)
+		time.Sleep(10 * time.Second)
+		if got := d.take(); len(got) != 1 || !strings.Contains(got[0], `"verified","point":"boiler.setpoint","value":60,"previous":0,"reason":"after 5 tries"`) {
+			t.Errorf("answered %q", got)
+		}
+		dead.Store(true)
+		d.send("again", "61")
+		time.Sleep(2 * time.Second)
+		dead.Store(false)
+		d.send("cmd/boiler/setpoint", "62")
+		time.Sleep(20 * time.Second)
+		if got := d.take(); len(got) != 2 || !strings.Contains(got[0], `"value":62`) || !strings.Contains(got[1], `"unknown","point":"boiler.setpoint","value":61,"previous":60,"reason":"superseded by a newer command; before: unit 1: no response`) {
+			t.Errorf("answered %q", got)
+		}
+		dead.Store(true)
+		d.send("again", "63")
+		time.Sleep(2 * time.Minute)
+		if got := d.take(); len(got) != 1 || !strings.Contains(got[0], `"unknown","point":"boiler.setpoint","value":63`) {
+			t.Errorf("answered %q", got)
+		}
+		agree(t, d)
+	})
+}
+
+const lossConfig = `
+commands:
+  - { topic: a, write: boiler.hold }
+  - { topic: b, write: boiler.safe }
+  - { topic: c, write: boiler.safe, from: local }
+command_rules: { loss_after: 1m }
+`
+
+// What is written without being asked: the value for a lost uplink, a value once
+// more, the setup of a device that is back.
+func TestUnasked(t *testing.T) {
+	text := strings.Replace(testConfig, "      worn:", `      safe: { at: holding 50, write: { on_uplink_loss: 20 } }
+      hold: { at: holding 51, write: { reassert: 10s } }
+      worn:`, 1)
+	text = strings.Replace(text, "    unit: 1\n", "    unit: 1\n    setup: [ { point: mode, value: auto }, { at: 40052, value: 9 } ]\n", 1)
+	var up atomic.Bool
+	up.Store(true)
+	synctest.Test(t, func(t *testing.T) {
+		cfg, err := config.LoadBytes("f", []byte(text+lossConfig))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := newDesk(t, testCommands, func(o *Options) {
+			o.Devices, o.Commands, o.Rules = cfg.Devices, cfg.Commands, cfg.CommandRules
+			o.Connected = func(string) bool { return up.Load() }
+		})
+		for _, dev := range cfg.Devices {
+			for i := range dev.Points {
+				d.plant.points[dev.Points[i].ID] = &dev.Points[i]
+			}
+		}
+		writes := func() []string {
+			synctest.Wait()
+			got := d.plant.writes()
+			d.plant.mu.Lock()
+			defer d.plant.mu.Unlock()
+			d.plant.log = nil
+			return got
+		}
+		want := func(what string, want ...string) {
+			t.Helper()
+			if got := writes(); !slices.Equal(got, want) {
+				t.Errorf("%s: written %q, want %q", what, got, want)
+			}
+		}
+		d.plant.set("boiler.safe", point.IntValue(0))
+		d.plant.set("boiler.hold", point.IntValue(0))
+		d.want("b", "50", `"verified"`)
+		time.Sleep(10 * time.Minute)
+		want("connected", "boiler.safe=50")
+		up.Store(false)
+		time.Sleep(50 * time.Second)
+		want("away for 50 s")
+		time.Sleep(30 * time.Second)
+		want("lost", "boiler.safe=20")
+		time.Sleep(time.Hour)
+		want("lost for long")
+		d.sendAs(mqtt.Origin{Via: config.Local}, mqtt.Message{Topic: "c", Payload: []byte("33")})
+		time.Sleep(time.Hour)
+		want("commanded on site", "boiler.safe=33")
+		up.Store(true)
+		time.Sleep(time.Minute)
+		want("back")
+		d.take()
+
+		// A held value.
+		d.want("a", fmt.Sprintf(`{"value":5,"expires":"%s"}`, stamp(time.Now().Add(time.Minute))), `"verified"`)
+		time.Sleep(20 * time.Second)
+		want("held", "boiler.hold=5") // still shown, so not written again
+		d.plant.set("boiler.hold", point.IntValue(1))
+		time.Sleep(11 * time.Second)
+		want("changed at the device", "boiler.hold=5")
+		time.Sleep(time.Minute)
+		d.plant.set("boiler.hold", point.IntValue(1))
+		time.Sleep(time.Minute)
+		want("after it has expired")
+
+		// Setup.
+		d.Online("boiler")
+		time.Sleep(time.Second)
+		want("setup", "boiler.mode=auto", "boiler.hold=9")
+		d.Online("boiler")
+		time.Sleep(time.Second)
+		want("setup that is there already")
+		agree(t, d)
+		d.end()
+	})
+}
+
+func TestStages(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.send("staged", `{"value":60,"id":"s"}`)
+		time.Sleep(time.Second)
+		got := d.take()
+		if len(got) != 2 || !strings.HasPrefix(got[0], `staged/ack {"id":"s","status":"accepted","point":"boiler.setpoint","value":60`) || !strings.Contains(got[1], `"verified"`) {
+			t.Errorf("answered %q", got)
+		}
+	})
+}
+
+func TestEvents(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		safe := d.sendAs(mqtt.Origin{Via: "cloud"}, mqtt.Message{Topic: "alerts/storm", Payload: []byte("secure the roof")})
+		<-safe
+		d.sendAs(mqtt.Origin{Via: "cloud"}, mqtt.Message{Topic: "alerts/storm", Payload: []byte("\xff\x00")})
+		synctest.Wait()
+		time.Sleep(time.Second)
+		if got := d.take(); len(got) != 0 {
+			t.Errorf("answered %q", got)
+		}
+		var got []string
+		for _, r := range d.records() {
+			got = append(got, r.Event+" "+r.Point+" "+r.Value)
+		}
+		if want := []string{"alert alerts/storm secure the roof", "alert alerts/storm 0xff00"}; !slices.Equal(got, want) {
+			t.Errorf("recorded %q, want %q", got, want)
+		}
+	})
+}
+
+// Do is for those who wait for the outcome.
+func TestDo(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		o := Order{By: "10.0.0.7", Via: "modbus", Writes: []Write{{Point: "boiler.level", Value: point.IntValue(5)}, {Point: "boiler.mode", Text: "auto"}}, Stop: true}
+		if r := d.Do(t.Context(), o); r.Err() != nil || r.Status != Verified || len(r.Writes) != 2 {
+			t.Errorf("%+v", r)
+		}
+		if r := d.Do(t.Context(), Order{}); r.Status != Rejected {
+			t.Errorf("%+v", r)
+		}
+		o.Writes[0].Value = point.IntValue(500)
+		if r := d.Do(t.Context(), o); !errors.Is(r.Err(), ErrRejected) {
+			t.Errorf("%+v", r)
+		}
+		d.plant.delay["boiler"] = time.Minute
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		o.Writes[0].Value = point.IntValue(6)
+		if r := d.Do(ctx, o); r.Err() == nil {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+// Everything that is under way has an answer when the gateway stops.
+func TestStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t, testCommands, nil)
+		d.plant.delay["boiler"] = 30 * time.Second
+		for i := range 10 {
+			d.send("cmd/boiler/level", fmt.Sprint(i))
+		}
+		time.Sleep(time.Second)
+		began := time.Now()
+		d.end()
+		if took := time.Since(began); took > stopGrace+time.Second {
+			t.Errorf("stopping took %v", took)
+		}
+		if got := d.take(); len(got) != 10 {
+			t.Errorf("%d answers: %q", len(got), got)
+		}
+		d.send("cmd/boiler/level", "5")
+		if got := d.take(); len(got) != 1 || !strings.Contains(got[0], "the gateway is stopping") {
+			t.Errorf("answered %q", got)
+		}
+	})
+}
+
+// Commands of random legal and illegal form, from several connections: each gets
+// one answer, nothing is done twice, and the record agrees with the device.
+func TestRandom(t *testing.T) {
+	n := 1500
+	if testing.Short() {
+		n = 300
+	}
+	random(t, n)
+}
+
+func random(t *testing.T, n int) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		var mu sync.Mutex
+		faults := rand.New(rand.NewPCG(seed, 99))
+		d.plant.write = func(point.ID, point.Value) (bool, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			switch faults.IntN(20) {
+			case 0:
+				return true, errDead
+			case 1:
+				return false, errDead
+			case 2:
+				return false, modbus.IllegalDataValue
+			}
+			return true, nil
+		}
+		d.plant.read = func(point.ID) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if faults.IntN(30) == 0 {
+				return errDead
+			}
+			return nil
+		}
+		for _, name := range []string{"boiler", "pump-2", "pump-3"} {
+			d.plant.delay[name] = 10 * time.Millisecond
+		}
+		var senders sync.WaitGroup
+		const connections = 4
+		for k := range connections {
+			r := rand.New(rand.NewPCG(seed, uint64(k)))
+			senders.Go(func() { // ends with its messages
+				for i := range n / connections {
+					topic, payload := randomCommand(r, fmt.Sprintf("c%d-%d", k, i))
+					d.send(topic, payload)
+					time.Sleep(time.Duration(r.IntN(60)) * time.Millisecond)
+				}
+			})
+		}
+		senders.Wait()
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		d.mu.Lock()
+		answers := len(d.answers)
+		ids := make(map[string]int)
+		for _, m := range d.answers {
+			var a struct{ ID string }
+			if json.Unmarshal(m.Payload, &a) == nil && a.ID != "" {
+				ids[a.ID]++
+			}
+		}
+		d.mu.Unlock()
+		if want := n / connections * connections; answers != want {
+			t.Errorf("%d answers to %d commands", answers, want)
+		}
+		for id, times := range ids {
+			if times != 1 && !strings.HasPrefix(id, "dup") {
+				t.Errorf("%s was answered %d times", id, times)
+			}
+		}
+		agree(t, d)
+		if s := d.Stats(); s.Verified == 0 || s.Rejected == 0 || s.Unknown == 0 || s.Duplicates == 0 || s.Waiting != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+func randomCommand(r *rand.Rand, id string) (topic, payload string) {
+	if r.IntN(20) == 0 {
+		id = fmt.Sprintf("dup%d", r.IntN(5))
+	}
+	v := []string{"5", "55.5", "-3", "1e3", `"auto"`, "true", "null", "[1]", `{"a":1}`, "99999999999999999999", `"x"`, "0.001", "NaN"}[r.IntN(13)]
+	topic = []string{"cmd/boiler/level", "cmd/boiler/setpoint", "cmd/boiler/mode", "cmd/pump-2/speed", "cmd/pump-3/speed", "cmd/boiler/power", "cmd/nowhere/x", "cmd/boiler/temp"}[r.IntN(8)]
+	switch r.IntN(8) {
+	case 0:
+		return topic, v
+	case 1:
+		return topic, fmt.Sprintf(`{"value":%s,"id":"%s","timestamp":"%s"}`, v, id, stamp(time.Now().Add(time.Duration(r.IntN(80)-60)*time.Second)))
+	case 2:
+		return "set/one", fmt.Sprintf(`{"register":"4000%d","value":%s,"id":"%s"}`, r.IntN(5), v, id)
+	case 3:
+		return "recipe", fmt.Sprintf(`{"temp":%d,"level":%d,"mode":%s,"id":"%s"}`, r.IntN(120), r.IntN(120), v, id)
+	case 4:
+		return "all/speed", fmt.Sprintf(`{"value":%d,"id":"%s"}`, r.IntN(70000), id)
+	case 5:
+		b := fmt.Appendf(nil, `{"value":%s,"id":"dup-%s"}`, v, id) // whose id may become another's
+		b[r.IntN(len(b))] = byte(r.IntN(256))
+		return topic, string(b)
+	case 6:
+		return "line", []string{"START", "HALT", "GO"}[r.IntN(3)]
+	}
+	return topic, fmt.Sprintf(`{"value":%s,"id":"%s","ttl":%d}`, v, id, r.IntN(60)-5)
+}
