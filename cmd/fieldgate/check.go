@@ -130,6 +130,9 @@ func printConfig(w io.Writer, cfg *config.Config) error {
 			}
 		}
 	}
+	if err := printVirtual(w, cfg.Devices); err != nil {
+		return err
+	}
 	fmt.Fprintln(w)
 	for i, r := range cfg.Publish {
 		fmt.Fprintf(w, "publish[%d]: %s on %s: %s\n", i, strings.Join(r.Points, " "), r.Topic, ruleText(r))
@@ -209,6 +212,17 @@ func printPoint(w io.Writer, p *point.Point) {
 	case p.Words() > 1 && p.Order != point.ABCD:
 		name += " " + p.Order.String()
 	}
+	scale := scaleText(p)
+	access := ""
+	if p.Write != nil {
+		access = ", may be written"
+	}
+	fmt.Fprintf(w, "    %s\t%s\t(%s)\t%s%s\t%s%s\n", p.ID, point.FormatAddress(p.Table, p.Address), point.Modicon(p.Table, p.Address),
+		name, scale, everyText(gateway.IntervalName(p.Every)), access)
+}
+
+// scaleText says what is done to a raw value, and its unit.
+func scaleText(p *point.Point) string {
 	scale := ""
 	if one := (point.Decimal{Mant: 1}); p.Scale != one && !p.Scale.IsZero() {
 		scale += " × " + p.Scale.String()
@@ -223,12 +237,46 @@ func printPoint(w io.Writer, p *point.Point) {
 	if p.Unit != "" {
 		scale += " " + p.Unit
 	}
-	access := ""
-	if p.Write != nil {
-		access = ", may be written"
+	return scale
+}
+
+// printVirtual prints the devices without a bus, and what sets their points.
+func printVirtual(w io.Writer, devices []config.Device) error {
+	heading := "\nin memory\n"
+	for i := range devices {
+		d := &devices[i]
+		if !d.Virtual() {
+			continue
+		}
+		fmt.Fprintf(w, "%s  device %s\n", heading, d.Name)
+		heading = ""
+		t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		for j := range d.Points {
+			p, s := &d.Points[j], d.Sources[j]
+			var set []string
+			if !s.Initial.IsZero() {
+				set = append(set, "at first "+s.Initial.String())
+			}
+			if s.Topic != "" {
+				from := fmt.Sprintf("from %q of %s", s.Topic, strings.Join(s.From, " "))
+				if s.Stale > 0 {
+					from += ", for " + config.FormatDuration(s.Stale)
+				}
+				set = append(set, from)
+			}
+			if s.Keep {
+				set = append(set, "kept")
+			}
+			if p.Write != nil {
+				set = append(set, "may be written")
+			}
+			fmt.Fprintf(t, "    %s\t%s%s\t%s\n", p.ID, p.TypeName(), scaleText(p), strings.Join(set, ", "))
+		}
+		if err := t.Flush(); err != nil {
+			return err
+		}
 	}
-	fmt.Fprintf(w, "    %s\t%s\t(%s)\t%s%s\t%s%s\n", p.ID, point.FormatAddress(p.Table, p.Address), point.Modicon(p.Table, p.Address),
-		name, scale, everyText(gateway.IntervalName(p.Every)), access)
+	return nil
 }
 
 // everyText says how often: every 1s, once, never, as fast as possible.

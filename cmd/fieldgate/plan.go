@@ -66,6 +66,9 @@ func printPlan(w io.Writer, p gateway.Plan) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	if p.Memory > 0 {
+		fmt.Fprintf(w, "without the messages of %s in memory: nobody knows how often they are set\n", count(p.Memory, "point", "points"))
+	}
 	_, err := fmt.Fprintln(w, "least: nothing changes; most: everything changes with every poll; without TCP and TLS")
 	return err
 }

@@ -494,7 +494,7 @@ func (r *resolver) commandKind(raw *rawCommand) CommandKind {
 	}
 	switch {
 	case len(kinds) == 0:
-		r.shapef(raw.at, "does not say what it is for; write one of write, match with write, structured, recipe, read and event")
+		r.faultf(raw.at, "does not say what it is for; write one of write, match with write, structured, recipe, read and event")
 		return 0
 	case len(kinds) > 1:
 		r.keyFault(raw.at, given[1], "stands beside %s, and a command is for one thing; make two of it", given[0])

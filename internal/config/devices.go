@@ -39,7 +39,11 @@ func (r *resolver) devices() {
 			r.out()
 			return
 		}
-		r.entry(v, &t)
+		if r.virtual(v) {
+			r.virtualDevice(v, &t)
+		} else {
+			r.entry(v, &t)
+		}
 		r.out()
 	}
 }
@@ -247,7 +251,7 @@ func (r *resolver) resolvePoints(v *named[rawDevice], ctx pointContext) []point.
 			r.out()
 			continue
 		}
-		if v.is.bus == "" && virtual(val) {
+		if v.is.bus == "" && val.Kind == yamltree.Map && !has(val, "at") {
 			seen[k.Text] = k
 			r.out()
 			continue // that there is no bus is reported, and says it all
@@ -289,11 +293,6 @@ func (r *resolver) resolvePoints(v *named[rawDevice], ctx pointContext) []point.
 	return points
 }
 
-// virtual reports whether a point looks like one of a device without a bus.
-func virtual(m *node) bool {
-	return m.Kind == yamltree.Map && (!has(m, "at") || has(m, "initial") || has(m, "from") || has(m, "stale") || has(m, "keep"))
-}
-
 // point resolves one point. The path is at it.
 func (r *resolver) point(m *node, raw *rawPoint, v *named[rawDevice], ctx pointContext) (point.Point, bool) {
 	p := point.Point{
@@ -310,6 +309,9 @@ func (r *resolver) point(m *node, raw *rawPoint, v *named[rawDevice], ctx pointC
 			r.keyFault(m, "at", "%v", err)
 			return p, false
 		}
+	}
+	if v.is.bus != "" && !r.onlyVirtual(m, raw) {
+		return p, false
 	}
 	if p.Order == unsetOrder {
 		p.Order = ctx.order

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"unicode"
 
+	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
 )
 
@@ -60,6 +61,11 @@ func FuzzLoad(f *testing.F) {
 		seen := make(map[point.ID]bool)
 		for _, d := range cfg.Devices {
 			for _, p := range d.Points {
+				if d.Virtual() { // as if it had registers
+					if p.Table = modbus.HoldingRegisters; p.Type == point.Bool {
+						p.Table = modbus.Coils
+					}
+				}
 				if err := p.Validate(); err != nil {
 					t.Errorf("%s: %v", p.ID, err)
 				}

@@ -198,8 +198,7 @@ func TestFaults(t *testing.T) {
 		{"one port twice", "buses: { a: { serial: /dev/a }, b: { serial: /dev//a } }", "/dev//a is the port of bus a too (f:1:10)"},
 		{"listen twice", `buses: { a: { listen: "0.0.0.0:5020" }, b: { listen: "127.0.0.1:5020" } }`, "bus a listens on port 5020 too"},
 		{"unknown bus", tcpBus + "devices: { d: { bus: bb, points: {} } }", `devices.d.bus: there is no bus "bb"; did you mean b?`},
-		{"no bus", tcpBus + "devices: { d: { points: {} } }", "bus is missing; add it: The bus that it is on. Virtual devices, which have none, are not in this version yet."},
-		{"virtual device", "devices: { d: { points: { p: { initial: 5, keep: true }, q: { type: float32 }, r: { at: holding 0, from: a/b } } } }", "devices.d: bus is missing; add it: The bus that it is on. Virtual devices, which have none, are not in this version yet."},
+		{"no bus", "devices: { d: { points: { p: { initial: 5, keep: true }, q: { type: float32 }, r: { at: holding 0, from: a/b } } } }", "devices.d: bus is missing, and r has an address; add bus: NAME, or remove at from its points"},
 		{"no points", tcpBus + "devices: { d: { bus: b } }", "points is missing; add it"},
 		{"unit twice", tcpBus + "devices: { d: { bus: b, points: {} }, e: { bus: b, unit: 1, points: {} } }", "devices.e.unit: unit id 1 is that of device d on bus b already"},
 		{"unit in a range", tcpBus + `devices: { "d{unit}": { bus: b, unit: 1-4, points: {} }, e: { bus: b, unit: 3, points: {} } }`, "unit id 3 is that of device d3 on bus b already"},
@@ -268,7 +267,6 @@ func TestFaults(t *testing.T) {
 		{"later", "tests: []\n", "1:8: tests: is not in this version yet; remove it"},
 		{"later profile", tcpBus + "devices: { d: { bus: b, profile: x, points: {} } }", "profile: is not in this version yet; remove it"},
 		{"later aggregate", "publish: [{ every: 1m, aggregate: { power: avg } }]", "aggregate: is not in this version yet; remove it"},
-		{"later virtual", one("{ at: holding 0, initial: 3 }"), "initial: is not in this version yet; remove it"},
 		{"web", "web: { listen: 127.0.0.1:8080 }\n", "web: is not in this version yet; remove it, or write false"},
 		{"UTF-16", "\xff\xfea\x00", "the file is UTF-16; save it as UTF-8"},
 		{"Latin-1", "site: { id: K\xe4lte }", "save the file as UTF-8 text"},
@@ -366,6 +364,91 @@ func TestFaults(t *testing.T) {
 				t.Errorf("got\n  %s\nwant one fault with\n  %s\nfor\n%s", strings.Join(got, "\n  "), tt.want, tt.text)
 			}
 		})
+	}
+}
+
+// Faults of virtual devices.
+func TestVirtualFaults(t *testing.T) {
+	v := func(points string) string {
+		return "site: { id: s }\nbroker: { anonymous: true }\ndevices: { v: { points: { " + points + " } } }"
+	}
+	for _, tt := range []struct{ name, text, want string }{
+		{"on a bus", one("{ at: holding 0, initial: 3 }"), "p.initial: is for devices without a bus, whose values live in memory; remove it, or the device's bus"},
+		{"on a bus, too", one("{ at: holding 0, from: a/b }"), "p.from: is for devices without a bus"},
+		{"no address on a bus", one("{ type: int16 }"), "p: at is missing; add it"},
+		{"key of a bus", "devices: { v: { unit: 3, points: { p: { initial: 1 } } } }", "devices.v.unit: is only for devices on a bus, and this one has none; remove it"},
+		{"interval", "devices: { v: { every: 1s, points: { p: { initial: 1 } } } }", "devices.v.every: is only for devices on a bus"},
+		{"unit in the name", `devices: { "v{unit}": { points: { p: { initial: 1 } } } }`, "a device without a bus has no unit id; write a name without {unit}"},
+		{"name", tcpBus + `devices: { "v{unit}": { bus: b, points: {} }, v1: { points: {} } }`, "makes the device v1, which is there already"},
+		{"bit", v("p: { initial: 1, bit: 3 }"), "p.bit: is only for points of a device on a bus; remove it"},
+		{"invalid", v("p: { initial: 1, invalid: [0] }"), "p.invalid: is only for points of a device on a bus"},
+		{"function", v("p: { write: { function: 6 } }"), "p.write.function: is for registers of a device on a bus; remove it"},
+		{"initial that does not fit", v("p: { type: uint8, initial: 300 }"), "p.initial: 300 is outside 0 to 255 (uint8); write another value, or another type"},
+		{"initial of another kind", v("p: { initial: true }"), "p.initial: true is no number; write another value, or another type"},
+		{"initial in words", v("p: { initial: full }"), `p.initial: "full" is not a number`},
+		{"initial past a limit", v("p: { initial: 120, write: { max: 100 } }"), "p.initial: 120 is above the most, 100, by its own write settings"},
+		{"initial list", v("p: { initial: [1] }"), "p.initial: is a list; write a value"},
+		{"wildcard", v("p: { from: a/+/b }"), "p.from: '+' is a wildcard"},
+		{"placeholder", v("p: { from: \"a/{unit}\" }"), `p.from: "{unit}" is not a placeholder`},
+		{"no topic", v("p: { from: { key: x } }"), "p.from: topic is missing"},
+		{"stale alone", v("p: { initial: 1, stale: 5s }"), "p.stale: is how long a value from a topic counts, and there is none; add from: TOPIC, or remove it"},
+		{"keep alone", v("p: { initial: 1, keep: true }"), "p.keep: nothing changes the value, so there is nothing to save"},
+		{"unknown uplink", v("p: { from: { topic: a, uplink: clod } }"), `p.from.uplink: there is no uplink "clod"; known: local`},
+		{"no broker", "uplinks: { u: { url: mqtts://h } }\ndevices: { v: { points: { p: { from: { topic: a, uplink: local } } } } }", "p.from.uplink: local is the embedded broker, and there is none; add broker: {}"},
+		{"nobody", "devices: { v: { points: { p: { from: a } } } }", "nobody brings messages for v.p: there are no uplinks and no broker; add uplinks: or broker:"},
+		{"scale of text", v("p: { type: string(4), scale: 2 }"), "p.scale: scale, offset and decimals need a number"},
+		{"scale 0", v("p: { initial: 1, scale: 0 }"), "p.scale: 0 makes every value the same"},
+		{"points list", "devices: { v: { points: [a] } }", "devices.v.points: is a list; write a map from names to points"},
+		{"twice", v("p: { initial: 1 }, p: { initial: 2 }"), "p: is given twice"},
+		{"name of a point", v("\"a/b\": { initial: 1 }"), "may not hold '/' there"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got := faults(t, tt.text)
+			if len(got) != 1 || !strings.Contains(got[0], tt.want) {
+				t.Errorf("got\n  %s\nwant one fault with\n  %s\nfor\n%s", strings.Join(got, "\n  "), tt.want, tt.text)
+			}
+		})
+	}
+}
+
+// What a virtual device comes to.
+func TestVirtual(t *testing.T) {
+	cfg, err := LoadBytes("f", []byte(`
+site: { id: s }
+broker: { anonymous: true }
+uplinks: { u: { url: mqtts://h }, w: { url: mqtts://i } }
+devices:
+  v:
+    order: CDAB
+    points:
+      a: { from: "in/{site}/{device}/{point}", stale: 5s }
+      b: { from: { topic: x, key: b, uplink: u }, type: int16, scale: 0.1, initial: 20.04, keep: true }
+      c.d: { type: bool, initial: on, write: {} }
+      e: { type: string(4), initial: 12, write: {} }
+      f: { type: uint16, map: { 0: stopped, 1: running }, initial: running, write: {} }
+      g: { type: float32 }
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := cfg.Devices[0]
+	if !d.Virtual() || len(d.Points) != 6 || len(d.Sources) != 6 {
+		t.Fatalf("device %+v", d)
+	}
+	all := []string{Local, "u", "w"}
+	want := []Virtual{
+		{Topic: "in/s/v/a", Key: "value", From: all, Stale: 5 * time.Second},
+		{Topic: "x", Key: "b", From: []string{"u"}, Initial: point.DecimalValue(point.Decimal{Mant: 20}), Keep: true},
+		{Initial: point.BoolValue(true)}, {Initial: point.TextValue("12")}, {Initial: point.TextValue("running")}, {},
+	}
+	if !reflect.DeepEqual(d.Sources, want) {
+		t.Errorf("sources %+v\nwant    %+v", d.Sources, want)
+	}
+	if p := d.Points[0]; p.ID != "v.a" || p.Type != point.Float64 || p.Table != 0 || p.Every != point.Never || p.Order != point.CDAB {
+		t.Errorf("point %+v", p)
+	}
+	if len(cfg.Warnings) != 1 || cfg.Warnings[0].Text != "nothing sets it; add initial, from or write" {
+		t.Errorf("warnings %v", cfg.Warnings)
 	}
 }
 

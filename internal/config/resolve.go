@@ -30,6 +30,7 @@ type resolver struct {
 	cache     map[cacheKey][]point.Point // of lists with an anchor; the IDs lack the device
 	uses      map[string]int             // devices on each bus
 	listeners []listener                 // addresses that are listened on
+	takes     []taking                   // points that messages set
 
 	// Reused for each point and each device.
 	scratch rawPoint
@@ -75,6 +76,7 @@ func (r *resolver) resolve() *Config {
 	r.section("broker", r.broker)
 	r.section("uplinks", r.bridges)
 	r.section("servers", r.servers)
+	r.sources()
 	r.section("publish", r.publish)
 	r.section("commands", r.commands)
 	r.cfg.Status = r.raw.status

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"math"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,9 +19,10 @@ import (
 
 // tables is the whole description.
 type tables struct {
-	root  *object[rawConfig]
-	point *object[rawPoint]
-	defs  []definition
+	root    *object[rawConfig]
+	point   *object[rawPoint] // of a device on a bus
+	virtual *object[rawPoint]
+	defs    []definition
 }
 
 // definition is a part of the JSON Schema with a name.
@@ -93,6 +95,12 @@ type (
 		group    string
 		invalid  []raw
 		write    *point.Write
+
+		// Of virtual devices.
+		initial *node
+		from    *rawFrom
+		stale   time.Duration
+		keep    bool
 	}
 	rawRule struct {
 		Rule
@@ -250,13 +258,17 @@ func devices(v value[rawDevice]) value[[]named[rawDevice]] {
 
 func newDevice(t *tables) value[rawDevice] {
 	t.point = newPoint(t)
-	pt := t.point.value(t, "point")
+	virtual := *t.point
+	virtual.fields = slices.Clone(virtual.fields)
+	virtual.fields[0].required = false // at
+	t.virtual = &virtual
+	pt := t.virtual.value(t, "point")
 	points := value[*node]{
 		schema{{"type", "object"}, {"propertyNames", schema{{"pattern", "^" + nameWord + `(\.` + nameWord + ")*$"}, {"maxLength", maxName}}}, {"additionalProperties", pt.schema}},
 		func(_ *decoder, n *node) (*node, bool) { return n, true },
 	}
-	return newObject("a device", "One unit id on a bus, or several of the same kind.", rawDevice{timeout: unsetDuration, retries: -1, gap: GapAuto},
-		key("bus", func(v *rawDevice) *string { return &v.bus }, text("the name of a bus"), "The bus that it is on. Virtual devices, which have none, are not in this version yet.").must().aka("line", "port", "connection"),
+	o := newObject("a device", "One unit id on a bus, or several of the same kind; or, without a bus, values that live in memory.", rawDevice{timeout: unsetDuration, retries: -1, gap: GapAuto},
+		key("bus", func(v *rawDevice) *string { return &v.bus }, text("the name of a bus"), "The bus that it is on. Default: none; the device is virtual, its values live in memory.").aka("line", "port", "connection"),
 		key("unit", func(v *rawDevice) *[]unitRange { return &v.unit }, orNone(unitIDs()), `Unit id; or several, 1-4 or "1,3,8-9", with {unit} in the device's name: then one device each.`).def("1").aka("slave", "slave_id", "unit_id", "id", "address", "slaveid", "station"),
 		key("points", func(v *rawDevice) **node { return &v.points }, points, "The device's values, by name.").must().aka("registers", "tags", "values", "signals"),
 		key("every", func(v *rawDevice) *every { return &v.every }, deviceEvery(), "Poll interval; 0s = as fast as the bus allows; a map {group: interval} for points with a group, 1s for the others; once, never.").def("1s").aka("interval", "poll", "poll_interval", "period", "scan", "rate"),
@@ -270,7 +282,10 @@ func newDevice(t *tables) value[rawDevice] {
 		key("backoff", func(v *rawDevice) *timeSpan { return &v.backoff }, durations(10*time.Millisecond, 24*time.Hour), "How seldom a device that does not answer is tried, at first and in the end.").def("5s..5m"),
 		key("setup", func(v *rawDevice) *[]rawSetting { return &v.setup }, setup(t), "Values that the device is given whenever it comes back: a list of {point or at, value}.").aka("init", "initialize"),
 		later[rawDevice]("profile", "A register map from the library."),
-	).value(t, "device")
+	)
+	address := schema{{"properties", schema{{"points", schema{{"additionalProperties", schema{{"required", []string{"at"}}}}}}}}}
+	o.extra = schema{{"if", schema{{"required", []string{"bus"}}}}, {"then", address}}
+	return o.value(t, "device")
 }
 
 func newPoint(t *tables) *object[rawPoint] {
@@ -289,7 +304,7 @@ func newPoint(t *tables) *object[rawPoint] {
 		key("reassert", func(w *point.Write) *time.Duration { return &w.Reassert }, duration(100*time.Millisecond, 24*time.Hour), "How often a commanded value is written again while its command is valid."),
 	).value(t, "write")
 	zero := rawPoint{order: unsetOrder, bit: -1, decimals: -1, every: unsetInterval}
-	return newObject("a point", "One named value of a device.", zero,
+	o := newObject("a point", "One named value of a device.", zero,
 		key("at", func(p *rawPoint) *place { return &p.at }, address(), "Where: holding 0, input 0x1F, coil 3, discrete 9 (protocol addresses, from zero), or a Modicon number of five or six digits: 40001 = 400001 = holding 0, \"00001\" (in quotes) = coil 0.").must().aka("address", "addr", "register", "reg", "location"),
 		key("type", func(p *rawPoint) *pointType { return &p.kind }, typeOf(), "How the value is laid out. Default: bool in coils and discrete inputs, uint16 in registers. string(N) and bytes(N) count registers.").aka("datatype", "data_type", "format"),
 		key("order", func(p *rawPoint) *point.Order { return &p.order }, order(), "As of the device, whose it is by default.").aka("byte_order", "word_order", "endian", "swap", "byteswap"),
@@ -307,11 +322,9 @@ func newPoint(t *tables) *object[rawPoint] {
 		key("group", func(p *rawPoint) *string { return &p.group }, text("the name of a group"), "Points of one group are read together in one request, or marked uncertain."),
 		key("invalid", func(p *rawPoint) *[]raw { return &p.invalid }, rawValues(), "Raw values that mean \"no value\": [0x8000]. Of a float -9999 is the number, 0x7FC00000 its bits.").aka("nan", "error_value"),
 		key("write", func(p *rawPoint) **point.Write { return &p.write }, pointer(write), "How the point may be written; {} = without limits. Default: read only.").aka("writable", "rw", "access", "readonly"),
-		later[rawPoint]("initial", "Of virtual devices."),
-		later[rawPoint]("from", "Of virtual devices."),
-		later[rawPoint]("stale", "Of virtual devices."),
-		later[rawPoint]("keep", "Of virtual devices."),
 	)
+	o.fields = append(o.fields, virtualKeys(t)...)
+	return o
 }
 
 func newRule(t *tables) value[rawRule] {

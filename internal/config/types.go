@@ -129,7 +129,8 @@ type RS485 struct {
 	DelayBefore, DelayAfter time.Duration
 }
 
-// Device is one unit id on a bus.
+// Device is one unit id on a bus; or it is virtual, has no bus and lives in
+// memory, and then only Name, Points and Sources mean anything.
 type Device struct {
 	Name string
 	Bus  string
@@ -145,6 +146,9 @@ type Device struct {
 	BackoffMax time.Duration
 	Points     []point.Point // every interval, order and default resolved
 	Setup      []Setting     // written whenever the device comes back, in this order
+
+	// Sources says what sets the points of a virtual device, one for each.
+	Sources []Virtual
 }
 
 // HolesAuto lets the planner weigh the bytes of a hole against another request.

@@ -16,7 +16,7 @@ import (
 	"fieldgate/internal/uplink"
 )
 
-// openDesk makes the gate before all writes. It needs the audit log; the buses
+// openDesk makes the gate before all writes. It needs the audit log; the plant
 // and uplinks that it speaks of may come later, but before Run.
 func (g *Gateway) openDesk(cfg *config.Config, dir string, sinks map[string]mqtt.Sink) {
 	var kept []string
@@ -27,7 +27,7 @@ func (g *Gateway) openDesk(cfg *config.Config, dir string, sinks map[string]mqtt
 	}
 	g.desk = command.Open(dir, command.Options{
 		Devices: cfg.Devices, Commands: cfg.Commands, Rules: cfg.CommandRules,
-		Field: g.buses, Audit: g.audit,
+		Field: g.plant, Audit: g.audit,
 		Last:      func(id point.ID) (point.Sample, bool) { return g.pipeline.Last(id) }, // made later
 		ClockSet:  func() bool { return g.clock.State() != clock.Unset },
 		Connected: g.connected, Kept: kept, Answers: sinks,
@@ -44,24 +44,25 @@ func (g *Gateway) connected(name string) bool {
 	return false
 }
 
-// subscriptions returns what the desk wants of an uplink.
+// subscriptions returns what the desk and the points in memory want of an
+// uplink, or the embedded broker.
 func (g *Gateway) subscriptions(name string) []uplink.Subscription {
+	subs := g.feeds(name)
 	if g.desk == nil {
-		return nil
+		return subs
 	}
-	var subs []uplink.Subscription
 	for _, s := range g.desk.Subscriptions(name) {
 		subs = append(subs, uplink.Subscription(s))
 	}
 	return subs
 }
 
-// subscribeLocal gives the desk its messages of the embedded broker.
+// subscribeLocal asks the embedded broker for what is wanted of it.
 func (g *Gateway) subscribeLocal() error {
-	if g.desk == nil || g.broker == nil {
+	if g.broker == nil {
 		return nil
 	}
-	for _, s := range g.desk.Subscriptions(config.Local) {
+	for _, s := range g.subscriptions(config.Local) {
 		if _, err := g.broker.Subscribe(s.Filter, s.Handle); err != nil {
 			return fmt.Errorf("broker: subscribe %s: %w", s.Filter, err)
 		}

@@ -27,6 +27,7 @@ import (
 	"fieldgate/internal/queue"
 	"fieldgate/internal/regmap"
 	"fieldgate/internal/uplink"
+	"fieldgate/internal/virtual"
 )
 
 const (
@@ -53,7 +54,7 @@ type Gateway struct {
 	broker   *broker.Broker // nil: none
 	publish  *publish.Publisher
 	audit    *audit.Log // nil: nothing can be written
-	buses    *bus.Set
+	plant    *plant
 	desk     *command.Desk // nil: nothing can be written
 	comings  comings
 	herald   *herald
@@ -80,7 +81,7 @@ type way struct {
 // before Run, which must follow. version is what the gateway says of itself.
 // After an error nothing stays open.
 func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *slog.Logger) (*Gateway, error) {
-	g := &Gateway{log: log, version: version, start: time.Now(), clock: clock.Open(dir, part(log, "clock", "")), buses: new(bus.Set)}
+	g := &Gateway{log: log, version: version, start: time.Now(), clock: clock.Open(dir, part(log, "clock", "")), plant: new(plant)}
 	for _, w := range cfg.Warnings {
 		g.warnings = append(g.warnings, w.Path+": "+w.Text)
 	}
@@ -95,6 +96,23 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		g.audit = l
 		g.openDesk(cfg, dir, sinks)
 	}
+
+	points := 0
+	devices := make(map[string][]config.Device)
+	for _, d := range cfg.Devices {
+		devices[d.Bus] = append(devices[d.Bus], d)
+		points += len(d.Points)
+	}
+	image := regmap.NewImage(cfg.Servers)
+	if len(cfg.Servers) > 0 {
+		g.pipeline = pipeline.New(image)
+	} else {
+		g.pipeline = pipeline.New()
+	}
+	g.pipeline.Expect(points)
+	g.feed = g.pipeline.Subscribe("publish", feedDepth)
+	g.plant.virtual = virtual.New(cfg.Devices, dir, g.pipeline.Emit, part(log, "virtual", ""))
+	g.plant.virtual.Clock = g.clock
 
 	if cfg.Broker != nil {
 		b, err := broker.Listen(*cfg.Broker, dir, part(log, "broker", ""))
@@ -133,20 +151,6 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		}
 	}
 
-	points := 0
-	devices := make(map[string][]config.Device)
-	for _, d := range cfg.Devices {
-		devices[d.Bus] = append(devices[d.Bus], d)
-		points += len(d.Points)
-	}
-	image := regmap.NewImage(cfg.Servers)
-	if len(cfg.Servers) > 0 {
-		g.pipeline = pipeline.New(image)
-	} else {
-		g.pipeline = pipeline.New()
-	}
-	g.pipeline.Expect(points)
-	g.feed = g.pipeline.Subscribe("publish", feedDepth)
 	g.publish = publish.New(topics, cfg.Devices, sinks, part(log, "publish", ""))
 	g.publish.Clock = g.clock
 
@@ -162,7 +166,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		g.wires = append(g.wires, wire{c.Name, l, b})
 		buses = append(buses, b)
 	}
-	*g.buses = *bus.NewSet(buses...)
+	g.plant.buses = bus.NewSet(buses...)
 	if err := g.subscribeLocal(); err != nil {
 		return nil, errors.Join(err, g.abandon())
 	}
@@ -198,6 +202,12 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	parts.Start("status", g.herald.run)
 	parts.Start("alarms", g.siren.run)
 	parts.Start("publish", func(ctx context.Context) error { return g.publish.Run(ctx, g.feed) })
+	if v := g.plant.virtual; v.Len() > 0 {
+		for _, name := range v.Devices() {
+			g.herald.device(name, bus.Online) // as long as we are
+		}
+		parts.Start("virtual", v.Run)
+	}
 	for _, w := range g.wires {
 		parts.Start("line "+w.name, w.line.Run)
 		parts.Start("bus "+w.name, w.bus.Run)

@@ -2,9 +2,11 @@ package gateway
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/point"
 	"fieldgate/internal/publish"
 )
 
@@ -30,6 +32,7 @@ func Load(path string) (*config.Config, []publish.Topic, error) {
 	}
 	faults = append(faults, ownTopics(cfg, topics)...)
 	faults = append(faults, echoes(cfg, topics)...)
+	faults = append(faults, fedBack(cfg, topics)...)
 	if len(faults) > 0 {
 		cfg.Sort(faults)
 		return nil, nil, faults
@@ -61,6 +64,42 @@ func ownTopics(cfg *config.Config, topics []publish.Topic) []config.Fault {
 			said = t.Rule
 			faults = append(faults, cfg.Fault(fmt.Sprintf("publish[%d].topic", t.Rule),
 				fmt.Sprintf("%s would be published on %q, where the gateway says how it is itself; write another topic, or another status.topic", t.Points()[0], t.Name)))
+		}
+	}
+	return faults
+}
+
+// fedBack returns a fault for each point in memory that its own messages would
+// set: an uplink's broker sends them back, and so on for ever. The embedded
+// broker does not.
+func fedBack(cfg *config.Config, topics []publish.Topic) []config.Fault {
+	sources := make(map[point.ID]*config.Virtual)
+	names := make(map[string]bool)
+	for i := range cfg.Devices {
+		for j := range cfg.Devices[i].Sources {
+			if s := &cfg.Devices[i].Sources[j]; s.Topic != "" {
+				sources[cfg.Devices[i].Points[j].ID], names[s.Topic] = s, true
+			}
+		}
+	}
+	var faults []config.Fault
+	for i := range topics {
+		t := &topics[i]
+		if !names[t.Name] {
+			continue
+		}
+		to := cfg.Publish[t.Rule].To
+		for _, id := range t.Points() {
+			s := sources[id]
+			if s == nil || s.Topic != t.Name {
+				continue
+			}
+			for _, from := range s.From {
+				if from != config.Local && (len(to) == 0 || slices.Contains(to, from)) {
+					faults = append(faults, cfg.Fault("devices."+id.Device(), fmt.Sprintf("%s is set by %q and published there, so uplink %s would bring its own messages back; write another topic for one of the two", id, t.Name, from)))
+					break
+				}
+			}
 		}
 	}
 	return faults

@@ -19,6 +19,10 @@ import (
 type Plan struct {
 	Buses   []BusPlan    `json:"buses"`
 	Outlets []OutletPlan `json:"brokers"`
+
+	// Memory is how many points are in memory: their messages are not counted,
+	// since nobody knows how often they are set.
+	Memory int `json:"points_in_memory,omitempty"`
 }
 
 // BusPlan is what one bus has to do.
@@ -86,6 +90,9 @@ func MakePlan(cfg *config.Config, topics []publish.Topic) Plan {
 		p.Buses = append(p.Buses, planBus(b, cfg.Devices, polls))
 	}
 	p.Outlets = planOutlets(cfg, topics, polls)
+	for i := range cfg.Devices {
+		p.Memory += len(cfg.Devices[i].Sources)
+	}
 	return p
 }
 

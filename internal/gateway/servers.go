@@ -22,9 +22,9 @@ func (g *Gateway) openServers(servers []config.Server, image *regmap.Image) erro
 		Write: g.plcWrites,
 		Pause: func(device, by string, d time.Duration) error {
 			g.log.Info("a client asks for a pause", "client", by, "device", device, "for", d)
-			return g.buses.Pause(device, d)
+			return g.plant.buses.Pause(device, d)
 		},
-		Paused: g.buses.Paused,
+		Paused: g.plant.buses.Paused,
 		Bus: func(name string) modbus.Endpoint {
 			i := slices.IndexFunc(g.wires, func(w wire) bool { return w.name == name })
 			return g.wires[i].bus // config knows it, so it is there

@@ -27,6 +27,7 @@ type Status struct {
 	Servers map[string]ServerStatus `json:"servers,omitempty"` // by where they listen
 	Publish PublishStatus           `json:"publish"`
 	Audit   *AuditStatus            `json:"audit,omitempty"`
+	Virtual *VirtualStatus          `json:"virtual,omitempty"`
 	Flash   FlashStatus             `json:"flash"`
 
 	EventsDropped uint64 `json:"events_dropped"` // that were not published on …/event
@@ -152,6 +153,13 @@ type BrokerStatus struct {
 	StoreError string `json:"store_error,omitempty"`
 }
 
+// VirtualStatus is the points in memory.
+type VirtualStatus struct {
+	Points int    `json:"points"`
+	Bad    int    `json:"bad"`             // without a value that counts
+	Error  string `json:"error,omitempty"` // why values are not saved
+}
+
 // AuditStatus is the record of who wrote what.
 type AuditStatus struct {
 	Seq        uint64 `json:"seq"`        // of the last record of all
@@ -166,6 +174,8 @@ type FlashStatus struct {
 	Queues map[string]flash.Report `json:"queues"` // by uplink
 	Broker *flash.Report           `json:"broker,omitempty"`
 	Audit  *flash.Report           `json:"audit,omitempty"`
+
+	Virtual *flash.Report `json:"virtual,omitempty"` // the values that are kept
 }
 
 // PublishStatus is what the rules made of the samples.
@@ -202,6 +212,11 @@ func (g *Gateway) Status() Status {
 		s.Uplinks[w.name] = u
 		s.Flash.Queues[w.name] = q.Flash
 		s.Flash.All = s.Flash.All.Add(q.Flash)
+	}
+	if v := g.plant.virtual.Status(); v.Points > 0 {
+		s.Virtual = &VirtualStatus{v.Points, v.Bad, v.Fault}
+		s.Flash.Virtual = &v.Flash
+		s.Flash.All = s.Flash.All.Add(v.Flash)
 	}
 	s.EventsDropped = g.herald.eventsDropped()
 	if g.audit != nil {
