@@ -36,6 +36,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -201,6 +202,7 @@ func (p *Publisher) Run(ctx context.Context, feed *pipeline.Feed) error {
 			if open = ok; ok {
 				p.lookClock()
 				p.take(p.now(), b)
+				runtime.Gosched() // what is about to emit goes in the same step
 				open = p.takeWaiting(feed)
 			}
 		case <-timer.C:
