@@ -508,7 +508,9 @@ func (b *Bus) collect(batch []point.Sample, p *poll, res *result, now instant) [
 		if d.overtaken(i, res.span) {
 			continue
 		}
-		sample := point.Sample{ID: pt.ID, Quality: point.Bad, Time: at}
+		batch = append(batch, point.Sample{})
+		sample := &batch[len(batch)-1] // filled in where it is, which is cheaper
+		sample.ID, sample.Quality, sample.Time = pt.ID, point.Bad, at
 		if res.resp != nil {
 			d.had[i] = d.had[i] || once
 			// What the registers hold may be no value: then it is Bad, too.
@@ -519,7 +521,6 @@ func (b *Bus) collect(batch []point.Sample, p *poll, res *result, now instant) [
 				}
 			}
 		}
-		batch = append(batch, sample)
 	}
 	return batch
 }

@@ -220,8 +220,9 @@ func (t *Topic) Render(seq uint64, samples ...point.Sample) (msg mqtt.Message, o
 		}
 		for j := range t.members {
 			if t.members[j].id == s.ID {
-				r := readingOf(s, time.Time{})
-				picks = append(picks, pick{t.members[j].text, &r})
+				r := new(reading)
+				r.take(s, time.Time{})
+				picks = append(picks, pick{t.members[j].text, r})
 			}
 		}
 	}

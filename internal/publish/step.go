@@ -101,10 +101,11 @@ type reading struct {
 	own     bool
 }
 
-// readingOf returns what is to be said of s: of a Bad one no value, whatever its
-// source left in it. Moments count from start; with a zero start there are none.
-func readingOf(s *point.Sample, start time.Time) reading {
-	r := reading{value: s.Value, quality: s.Quality}
+// take notes what is to be said of s: of a Bad one no value, whatever its source
+// left in it. Moments count from start; with a zero start there are none. It fills
+// r in where it is: to return a reading would cost as much as all else here.
+func (r *reading) take(s *point.Sample, start time.Time) {
+	r.value, r.quality = s.Value, s.Quality
 	if r.own = start.IsZero() || s.Time == s.Time.Round(0); r.own { // without a monotonic reading
 		r.at = s.Time.UnixMilli()
 	} else {
@@ -113,7 +114,6 @@ func readingOf(s *point.Sample, start time.Time) reading {
 	if s.Quality == point.Bad {
 		r.value = point.Value{}
 	}
-	return r
 }
 
 // newRule returns the rule without sinks and streams, at a time of day.
@@ -190,7 +190,8 @@ func (p *Publisher) look(now moment, u *unit, s *point.Sample) {
 		u.silent = true
 		return
 	}
-	u.read, u.known = readingOf(s, p.start), true
+	u.read.take(s, p.start)
+	u.known = true
 	if u.silent {
 		u.silent, u.back = false, true
 	}
