@@ -139,6 +139,9 @@ func printConfig(w io.Writer, cfg *config.Config) error {
 	}
 	for _, u := range cfg.Uplinks {
 		fmt.Fprintf(w, "uplink %s: %s as %s\n", u.Name, strings.Join(u.URLs, " or "), u.ClientID)
+		for _, r := range u.Bridge {
+			fmt.Fprintf(w, "  bridge: %s\n", bridgeText(r))
+		}
 	}
 	if b := cfg.Broker; b != nil {
 		for _, l := range b.Listen {
@@ -148,6 +151,25 @@ func printConfig(w io.Writer, cfg *config.Config) error {
 	fmt.Fprintf(w, "status: %s every %s\n", cfg.Status.Topic, config.FormatDuration(cfg.Status.Every))
 	_, err := fmt.Fprintln(w)
 	return err
+}
+
+// bridgeText says what a bridge rule carries.
+func bridgeText(r config.BridgeRule) string {
+	arrow := "◀"
+	switch {
+	case r.In && r.Out:
+		arrow = "◀▶"
+	case r.Out:
+		arrow = "▶"
+	}
+	text := fmt.Sprintf("local %s %s upstream %s, QoS %d at most", r.Local(), arrow, r.Remote(), r.QoS)
+	if r.DropRetain {
+		text += ", never retained"
+	}
+	if r.Fast {
+		text += ", acknowledged before it is safe"
+	}
+	return text
 }
 
 // atOnceText says how many requests are on their way at once, if not one.

@@ -3,6 +3,7 @@ package config
 import (
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 
 	"fieldgate/internal/config/yamltree"
@@ -161,6 +162,33 @@ func (r *resolver) bridgesMeet(at *node, rule, other BridgeRule, number int) {
 		r.faultf(at, "%s and %s of bridge[%d] have topics in common, and a broker may send their messages once for each; write filters that do not overlap", rule.Remote(), other.Remote(), number)
 	case rule.Out && other.Out && rule.LocalPrefix == other.LocalPrefix && rule.RemotePrefix == other.RemotePrefix && filtersMeet(rule.Local(), other.Local()):
 		r.faultf(at, "%s and %s of bridge[%d] have topics in common, and their messages would go out twice; write filters that do not overlap", rule.Local(), other.Local(), number)
+	}
+}
+
+// bridgedCommands holds the bridge rules against the commands: a message that
+// comes twice must not be carried out twice.
+func (r *resolver) bridgedCommands() {
+	for i := range r.raw.uplinks {
+		u := &r.raw.uplinks[i]
+		r.in(u.name)
+		r.in("bridge")
+		for j, rule := range r.cfg.Uplinks[i].Bridge {
+			r.path = append(r.path, step{index: j})
+			for _, c := range r.cfg.Commands {
+				if rule.Filter == "" || !slices.Contains(c.From, u.name) || !filtersMeet(rule.Remote(), c.Filter) {
+					continue
+				}
+				at := u.is.bridge[j].at
+				if rule.In {
+					r.faultf(at, "%s and the command %s have topics in common, and a broker may send their messages once for each, so that a command could be carried out twice; write filters that do not overlap", rule.Remote(), c.Topic)
+				} else {
+					r.faultf(at, "what local clients publish would come back by the command %s; write filters that do not overlap, or from: without %s in the command", c.Topic, u.name)
+				}
+			}
+			r.out()
+		}
+		r.out()
+		r.out()
 	}
 }
 

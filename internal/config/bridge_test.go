@@ -12,6 +12,11 @@ func bridging(rules string) string {
 	return tcpBus + "site: { id: gw1 }\nbroker: { anonymous: true }\nuplinks: { u: { url: mqtts://h, bridge: " + rules + " } }"
 }
 
+// commanded is bridging with a command on set/p.
+func commanded(rules, more string) string {
+	return strings.Replace(bridging(rules), "buses:", "devices: { d: { bus: b, points: { p: { at: holding 0, write: {} } } } }\ncommands: [{ topic: set/p, write: d.p"+more+" }]\nbuses:", 1)
+}
+
 func TestBridgeRules(t *testing.T) {
 	cfg, err := LoadBytes("f", []byte(bridging(`[{ in: cmd/# }, { out: "data/+", local_prefix: "m/", remote_prefix: "{site}/", qos: 2, retain: drop, ack: fast }, { both: set }]`)))
 	if err != nil {
@@ -47,6 +52,8 @@ func TestBridgeFaults(t *testing.T) {
 		{"in twice", bridging("[{ in: a/#, local_prefix: x/ }, { out: b }, { both: a/+ }]"), "uplinks.u.bridge[2]: a/+ and a/# of bridge[0] have topics in common, and a broker may send their messages once for each"},
 		{"out twice", bridging("[{ out: a/+/c }, { out: +/b/# }]"), "uplinks.u.bridge[1]: +/b/# and a/+/c of bridge[0] have topics in common, and their messages would go out twice"},
 		{"our own broker", tcpBus + "broker: { anonymous: true, listen: mqtt://127.0.0.1:1884 }\nuplinks: { u: { url: mqtt://localhost:1884, bridge: [{ out: a }] } }", "uplinks.u.bridge: the uplink leads to this gateway's own broker (mqtt://localhost:1884), so that messages would go round for ever"},
+		{"in meets a command", commanded("[{ in: set/# }]", ""), "uplinks.u.bridge[0]: set/# and the command set/p have topics in common, and a broker may send their messages once for each, so that a command could be carried out twice"},
+		{"out comes back as a command", commanded("[{ out: p, remote_prefix: set/ }]", ""), "uplinks.u.bridge[0]: what local clients publish would come back by the command set/p; write filters that do not overlap, or from: without u"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := LoadBytes("f", []byte(tt.text))
@@ -55,6 +62,9 @@ func TestBridgeFaults(t *testing.T) {
 				t.Errorf("got  %v\nwant %s", err, tt.want)
 			}
 		})
+	}
+	if _, err := LoadBytes("f", []byte(commanded("[{ both: set/# }]", ", from: local"))); err != nil {
+		t.Errorf("a command of local clients only: %v", err)
 	}
 	for _, rules := range []string{
 		"[{ out: a/# }, { out: a/b, remote_prefix: x/ }]",                       // twice on purpose, by two names

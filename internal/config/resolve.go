@@ -79,6 +79,7 @@ func (r *resolver) resolve() *Config {
 	r.sources()
 	r.section("publish", r.publish)
 	r.section("commands", r.commands)
+	r.section("uplinks", r.bridgedCommands)
 	r.cfg.Status = r.raw.status
 	r.cfg.Status.Topic = r.fillIn(r.raw.status.Topic, "")
 	r.cfg.Log = r.raw.log
