@@ -21,7 +21,7 @@ type link struct {
 	conns   map[net.Conn]bool
 	refuse  bool
 	blocked chan struct{} // closed while bytes flow
-	left    int64         // bytes towards the broker until the link cuts itself; 0: no limit
+	left    [2]int64      // bytes from and towards the broker until the link cuts itself; 0: no limit
 	wg      sync.WaitGroup
 }
 
@@ -62,12 +62,12 @@ func (k *link) accept() {
 		k.mu.Lock()
 		k.conns[near], k.conns[far] = true, true
 		k.mu.Unlock()
-		k.wg.Go(func() { k.pump(far, near, true) })
-		k.wg.Go(func() { k.pump(near, far, false) })
+		k.wg.Go(func() { k.pump(far, near, 1) })
+		k.wg.Go(func() { k.pump(near, far, 0) })
 	}
 }
 
-func (k *link) pump(to, from net.Conn, up bool) {
+func (k *link) pump(to, from net.Conn, way int) {
 	defer func() {
 		k.mu.Lock()
 		delete(k.conns, to)
@@ -82,11 +82,12 @@ func (k *link) pump(to, from net.Conn, up bool) {
 		if n > 0 {
 			k.mu.Lock()
 			gate := k.blocked
-			cut := up && k.left > 0 && k.left <= int64(n)
+			left := &k.left[way]
+			cut := *left > 0 && *left <= int64(n)
 			if cut {
-				n, k.left = int(k.left), 0
-			} else if up && k.left > 0 {
-				k.left -= int64(n)
+				n, *left = int(*left), 0
+			} else if *left > 0 {
+				*left -= int64(n)
 			}
 			k.mu.Unlock()
 			<-gate
@@ -113,7 +114,21 @@ func (k *link) cut() {
 func (k *link) cutAfter(n int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.left = n
+	k.left[1] = n
+}
+
+// cutAnswersAfter does the same in the middle of what comes from the broker.
+func (k *link) cutAnswersAfter(n int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.left[0] = n
+}
+
+// uncut reports whether a cut is still to come.
+func (k *link) uncut() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.left != [2]int64{}
 }
 
 // setRefuse makes the link hang up on new connections.
