@@ -12,6 +12,12 @@ const (
 	topicFaults = 2         // messages given up on one topic before the topic is
 	topicBan    = time.Hour // how long nothing is sent on such a topic
 	topicsMost  = 1000      // topics remembered
+
+	// calm is how long a connection must last before a message is sent that the
+	// next hang-up is the last for; at least calmTrips times what an acknowledgement
+	// takes.
+	calm      = 2 * time.Second
+	calmTrips = 16
 )
 
 // quarrel finds the message over which a broker hangs up: MQTT 3.1.1 gives it
@@ -24,7 +30,9 @@ const (
 // which it had acknowledged nothing, or several short ones in a row, make a
 // suspicion: on the next ones messages go one at a time, and with QoS 1 at
 // least. Whichever is alone in flight when the broker hangs up three times is
-// given up, counted and logged.
+// given up, counted and logged. A link that is cut again and again looks the
+// same, but it does not wait for the message: so the last time the connection
+// must last for a while first, and one that does not clears the message.
 type quarrel struct {
 	alone   int // messages still to be sent one at a time; 0: no suspicion
 	short   int // short connections in a row

@@ -135,11 +135,11 @@ func TestCutWhileConnecting(t *testing.T) {
 		u.backoff.least, u.backoff.most = time.Millisecond, 5*time.Millisecond
 		subscribe(u, Subscription{Filter: "cmd/a", QoS: 1, Handle: new(collector).handle}, Subscription{Filter: "cmd/b", QoS: 1, Handle: new(collector).handle})
 	})
-	const cuts, n = 60, 600
+	const cuts, n = 40, 400
 	for i := range cuts {
 		r.connected(t)
 		before := r.Status().Connects
-		pos := int64(1 + 29*(i/2))
+		pos := int64(1 + 43*(i/2))
 		if i%2 == 0 {
 			k.cutAfter(pos)
 		} else {

@@ -77,6 +77,7 @@ type Uplink struct {
 
 	ackPatience, stopPatience time.Duration
 	lookEvery, lookAgain      time.Duration
+	calm                      time.Duration
 
 	// Of Run alone.
 	log        *slog.Logger
@@ -112,6 +113,7 @@ func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, subs []Sub
 		stopPatience: stopPatience,
 		lookEvery:    lookEvery,
 		lookAgain:    lookAgain,
+		calm:         calm,
 		log:          log,
 		backoff:      backoff{least: waitLeast, most: waitMost},
 		news:         news{log: log},
@@ -235,14 +237,16 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 	if err := u.subscriber.all(ctx, c, u.ackPatience); err != nil {
 		return 0, err
 	}
+	asked := time.Now()
 	if err := u.greet(ctx, c); err != nil {
 		return 0, err
 	}
+	trip := time.Since(asked)
 	u.q.Rewind() // what comes from now on is live, what waits is back-fill
 	start := time.Now()
 	s := u.setStatus(Status{Connected: true, Word: c.State.Word, URL: shown, Version: c.State.Version, Cipher: c.State.Cipher, Certs: c.State.Certs, Chain: c.State.Chain})
 	u.news.connected(s)
-	last, err := u.serve(ctx, c, files, func() {
+	last, err := u.serve(ctx, c, files, max(u.calm, calmTrips*trip), func() {
 		u.backoff.reset()
 		u.news.lasting(s)
 	})
@@ -373,9 +377,9 @@ func (u *Uplink) unanswered(n int) *Fault {
 
 // serve sends on c until the connection has ended (why), ctx has (nil), or what
 // c was made with has changed (errRenew). It returns the entry that was sent last
-// if messages go one at a time. lasting is called once c has lasted for the time
-// called healthy.
-func (u *Uplink) serve(ctx context.Context, c *Conn, files *files, lasting func()) (last queue.Entry, err error) {
+// if messages go one at a time. One that may be given up next waits for calm. lasting is
+// called once c has lasted for the time called healthy.
+func (u *Uplink) serve(ctx context.Context, c *Conn, files *files, calm time.Duration, lasting func()) (last queue.Entry, err error) {
 	var beside sync.WaitGroup
 	defer beside.Wait()
 	sending, cancel := context.WithCancel(ctx)
@@ -386,6 +390,9 @@ func (u *Uplink) serve(ctx context.Context, c *Conn, files *files, lasting func(
 	pumped := make(chan struct{})
 	go func() { // ends with c, with hold, or with sending once nothing is left
 		defer close(pumped)
+		if u.quarrel.strikes == strikesMost-1 {
+			rest(sending, c, calm)
+		}
 		last = u.pump(sending, c, hold)
 	}()
 
@@ -442,6 +449,17 @@ func (u *Uplink) serve(ctx context.Context, c *Conn, files *files, lasting func(
 	}
 }
 
+// rest waits for calm, or until c or ctx ends.
+func rest(ctx context.Context, c *Conn, calm time.Duration) {
+	over := time.NewTimer(calm)
+	defer over.Stop()
+	select {
+	case <-over.C:
+	case <-c.Lost():
+	case <-ctx.Done():
+	}
+}
+
 // pump sends what is in the queue until c has ended or hold is closed, or ctx has
 // ended and the queue is empty. Who closes hold ends ctx too. It returns the entry
 // sent last if messages go one at a time.
@@ -459,6 +477,8 @@ func (u *Uplink) pump(ctx context.Context, c *Conn, hold <-chan struct{}) (last 
 		select {
 		case <-hold:
 			return last
+		case <-c.Lost():
+			return last // what is not sent cannot be why
 		default:
 		}
 		if entries = u.withoutBanned(entries); len(entries) == 0 {

@@ -485,7 +485,7 @@ func TestLinkCut(t *testing.T) {
 	for i := range cuts {
 		r.connected(t)
 		before := r.Status().Connects
-		k.cutAfter(int64(1 + 37*(7*i%cuts))) // in turns near and far: three in a row without progress are a quarrel
+		k.cutAfter(int64(1 + 23*i)) // less than a batch takes
 		r.publish(t, i*n/cuts, (i+1)*n/cuts, 1)
 		eventually(t, "cut", func() bool { return r.Status().Connects > before })
 	}
@@ -624,7 +624,9 @@ func TestRefusedTopic(t *testing.T) {
 				}
 				return polite(p, id)
 			})
-			r := run(t, settings(b.url()), func(u *Uplink) { u.backoff.least, u.backoff.most = time.Millisecond, 5*time.Millisecond })
+			r := run(t, settings(b.url()), func(u *Uplink) {
+				u.backoff.least, u.backoff.most, u.calm = time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
+			})
 			const n = 300
 			for i := range n {
 				if i%50 == 25 {
