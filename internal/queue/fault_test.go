@@ -47,6 +47,12 @@ func contents(t *testing.T, dir string, image []byte) (got []string, s Stats) {
 		t.Fatal(err)
 	}
 	_ = os.Remove(path + ".damaged")
+	return contentsOf(t, dir)
+}
+
+// contentsOf is contents for a folder as it is.
+func contentsOf(t *testing.T, dir string) (got []string, s Stats) {
+	t.Helper()
 	q, err := Open(dir, "cloud", config.Queue{Commit: time.Hour}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

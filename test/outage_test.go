@@ -1,0 +1,436 @@
+package test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/mqtt/mosquittotest"
+)
+
+// meter is a device whose holding registers 0 and 1 count its polls, so that no
+// value is like another.
+type meter struct {
+	mu   sync.Mutex
+	read []time.Time // when each value was; the first is 1
+}
+
+func (m *meter) Do(_ context.Context, _ modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.read = append(m.read, time.Now())
+	n := len(m.read)
+	return modbus.PDU{req[0], 4, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}, nil
+}
+
+// reset makes the meter begin again at 1.
+func (m *meter) reset() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.read = nil
+}
+
+// polls returns when each value was read.
+func (m *meter) polls() []time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return append([]time.Time(nil), m.read...)
+}
+
+// serveMeter serves a meter on TCP until the test ends.
+func serveMeter(t *testing.T) (*meter, string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &meter{}
+	s := &modbus.Server{Endpoint: m, Units: func(modbus.UnitID) bool { return true }}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { // ends with ctx
+		defer close(done)
+		_ = s.Serve(ctx, l, modbus.FramingTCP)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+	})
+	return m, l.Addr().String()
+}
+
+// link is the way to a broker, which a test can close.
+type link struct {
+	to string
+	l  net.Listener
+
+	mu    sync.Mutex
+	down  bool
+	conns []net.Conn
+}
+
+func newLink(t *testing.T, to string) *link {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &link{to: to, l: l}
+	go k.accept() // ends with l
+	t.Cleanup(func() {
+		_ = l.Close()
+		k.set(true)
+	})
+	return k
+}
+
+func (k *link) accept() {
+	for {
+		in, err := k.l.Accept()
+		if err != nil {
+			return
+		}
+		out, err := net.Dial("tcp", k.to)
+		k.mu.Lock()
+		if k.down || err != nil {
+			_ = in.Close()
+			if err == nil {
+				_ = out.Close()
+			}
+			k.mu.Unlock()
+			continue
+		}
+		k.conns = append(k.conns, in, out)
+		k.mu.Unlock()
+		for _, c := range [][2]net.Conn{{in, out}, {out, in}} {
+			go func() { // ends with either of the two
+				_, _ = io.Copy(c[0], c[1])
+				_, _ = c[0].Close(), c[1].Close()
+			}()
+		}
+	}
+}
+
+// set closes the link, or opens it.
+func (k *link) set(down bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.down = down
+	if down {
+		for _, c := range k.conns {
+			_ = c.Close()
+		}
+		k.conns = nil
+	}
+}
+
+// arrival is a message of a meter as an outside subscriber got it.
+type arrival struct {
+	at    time.Time
+	value int
+	seq   uint64
+}
+
+// arrivals reads what mosquitto_sub has printed.
+func arrivals(t *testing.T, sub *process) (got []arrival) {
+	t.Helper()
+	for line := range strings.Lines(sub.out.String()) {
+		when, payload, _ := strings.Cut(strings.TrimSpace(line), " ")
+		seconds, err := strconv.ParseFloat(when, 64)
+		if err != nil {
+			continue // not a message
+		}
+		var m struct {
+			Value int
+			Seq   uint64
+		}
+		if err := json.Unmarshal([]byte(payload), &m); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		got = append(got, arrival{time.UnixMicro(int64(seconds * 1e6)), m.Value, m.Seq})
+	}
+	return got
+}
+
+// subscribeMeter runs mosquitto_sub for the meter's messages.
+func subscribeMeter(t *testing.T, port int) *process {
+	t.Helper()
+	return start(t, "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(port), "-t", "plant/meter/n", "-q", "1", "-F", "%U %p")
+}
+
+// killedGateway kills the real program at random moments, with the link up or
+// down, and looks from outside at what arrives: every value once, those that
+// come again told by seq, in order; and lost only what was read within a commit
+// interval before a kill.
+func killedGateway(t *testing.T, kills int) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	const (
+		commit = 100 * time.Millisecond
+		// What a loaded machine may add to it: a tick that is late, and a sync.
+		slack = time.Second
+	)
+	m, addr := serveMeter(t)
+	broker := mosquittotest.Start(t, mosquittotest.Options{Lines: []string{"max_queued_messages 0"}})
+	sub := subscribeMeter(t, broker.Port)
+	k := newLink(t, broker.Addr())
+	dir := t.TempDir()
+	path := filepath.Join(dir, "fieldgate.yaml")
+	yaml := fmt.Sprintf(`
+site: { id: plant }
+buses: { plc: { tcp: "%s" } }
+devices: { meter: { bus: plc, every: 10ms, points: { n: { at: holding 0, type: uint32 } } } }
+publish: [ { when: each, fields: [seq] } ]
+uplinks: { cloud: { url: "mqtt://%s", queue: { commit: %v } } }
+`, addr, k.l.Addr(), commit)
+	if err := os.WriteFile(path, []byte(yaml), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var killed []time.Time
+	for range kills {
+		k.set(rnd.IntN(2) == 0)
+		gw := start(t, binary, "-c", path, "run", "--data", filepath.Join(dir, "data"))
+		// Often in the first moments, in which the file is read and made.
+		time.Sleep(time.Duration(rnd.IntN([]int{150, 800, 3000}[rnd.IntN(3)])) * time.Millisecond)
+		if rnd.IntN(3) == 0 {
+			k.set(rnd.IntN(2) == 0)
+			time.Sleep(time.Duration(rnd.IntN(500)) * time.Millisecond)
+		}
+		killed = append(killed, time.Now())
+		_ = gw.cmd.Process.Kill()
+		<-gw.done
+	}
+	k.set(false)
+	gw := start(t, binary, "-c", path, "run", "--data", filepath.Join(dir, "data"))
+	before := len(m.polls())
+	eventually(t, "polled again", func() bool { return len(m.polls()) > before+50 })
+	stopped := time.Now()
+	if code, took := gw.stop(); code != 0 || took > 10*time.Second {
+		t.Errorf("exit code %d after %v", code, took)
+	}
+	polls := m.polls()
+	eventually(t, "the last values arrive", func() bool {
+		got := arrivals(t, sub)
+		return len(got) > 0 && polls[got[len(got)-1].value-1].After(stopped.Add(-time.Second))
+	})
+
+	have := make(map[int]uint64)
+	bySeq := make(map[uint64]int)
+	last, repeats := 0, 0
+	for _, a := range arrivals(t, sub) {
+		if v, ok := bySeq[a.seq]; ok && v != a.value {
+			t.Fatalf("seq %d says %d and %d", a.seq, v, a.value)
+		}
+		if _, again := bySeq[a.seq]; again {
+			repeats++
+			continue
+		}
+		if a.value <= last {
+			t.Fatalf("value %d came after %d, and was not there before", a.value, last)
+		}
+		bySeq[a.seq], have[a.value], last = a.value, a.seq, a.value
+	}
+	lost, late := 0, 0
+	for i, at := range polls {
+		if _, ok := have[i+1]; ok || at.After(stopped.Add(-slack)) {
+			continue
+		}
+		lost++
+		excused := false
+		for _, kill := range killed {
+			excused = excused || !at.After(kill) && kill.Sub(at) <= commit+slack
+		}
+		if !excused {
+			late++
+			t.Errorf("value %d, read at %v, is lost; the kills were at %v", i+1, at, killed)
+			if late > 5 {
+				break
+			}
+		}
+	}
+	t.Logf("%d kills, %d values read, %d arrived, %d lost just before a kill, %d repeats", kills, len(polls), len(have), lost, repeats)
+	if len(have) < len(polls)/3 {
+		t.Errorf("only %d of %d values arrived", len(have), len(polls))
+	}
+}
+
+// eventually waits until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}
+
+func TestKilledGateway(t *testing.T) {
+	t.Parallel()
+	killedGateway(t, 6)
+}
+
+// TestBadDisk runs the real program on a disk that takes four seconds for each
+// sync, one that fails, and one that is full: polling, the local broker and the
+// uplink go on as if nothing were, and the gateway stops in time.
+func TestBadDisk(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		inject []string // strace's; nil: a small file system
+		used   bool     // the gateway has run in the folder before: its files are there
+		event  string   // on …/event
+	}{
+		{"slow", []string{"fsync,fdatasync:delay_exit=4s"}, true, ""},
+		{"failing", []string{"fsync,fdatasync:error=EIO", "pwrite64:error=EIO"}, false, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
+		{"full", nil, false, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			data := filepath.Join(dir, "data")
+			if err := os.Mkdir(data, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			command := []string{binary}
+			if tt.inject == nil {
+				if err := unix.Mount("tmpfs", data, "tmpfs", 0, "size=4096"); err != nil {
+					t.Skipf("no file system of our own: %v", err)
+				}
+				t.Cleanup(func() { _ = unix.Unmount(data, unix.MNT_DETACH) })
+			} else {
+				command = tracer(t, tt.inject)
+			}
+			m, addr := serveMeter(t)
+			upstream := mosquittotest.Start(t, mosquittotest.Options{})
+			k := newLink(t, upstream.Addr())
+			k.set(true)
+			port := freePort(t)
+			path := filepath.Join(dir, "fieldgate.yaml")
+			if err := os.WriteFile(path, fmt.Appendf(nil, `
+site: { id: plant }
+buses: { plc: { tcp: "%s" } }
+devices: { meter: { bus: plc, every: 50ms, points: { n: { at: holding 0, type: uint32 } } } }
+publish: [ { when: each, fields: [seq] } ]
+uplinks: { cloud: { url: "mqtt://%s", queue: { commit: 200ms } } }
+broker: { listen: ["mqtt://127.0.0.1:%d"], anonymous: true }
+`, addr, k.l.Addr(), port), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if tt.used {
+				first := start(t, binary, "-c", path, "run", "--data", data)
+				first.log.waitFor(t, "msg=started")
+				first.stop()
+				m.reset()
+			}
+			gw := start(t, command[0], append(command[1:], "-c", path, "run", "--data", data)...)
+			t.Cleanup(func() { _ = syscall.Kill(gatewayPid(t, gw), syscall.SIGKILL) }) // strace would leave it alone
+			gw.log.waitFor(t, "msg=started")
+			eventually(t, "polled", func() bool { return len(m.polls()) > 0 })
+			local := subscribeMeter(t, port)
+			events := start(t, "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(port), "-t", "fieldgate/plant/event")
+			up := subscribeMeter(t, upstream.Port)
+
+			time.Sleep(4 * time.Second) // the uplink is away, the file is wanted
+			k.set(false)
+			away := len(m.polls())
+			eventually(t, "what waited arrives", func() bool { got := arrivals(t, up); return len(got) > away })
+			time.Sleep(2 * time.Second)
+
+			// The system may keep the process until the disk has answered; the
+			// gateway itself is through in time.
+			begin := time.Now()
+			_ = syscall.Kill(gatewayPid(t, gw), syscall.SIGTERM)
+			gw.log.waitFor(t, "msg=stopped")
+			if took := time.Since(begin); took > 11*time.Second {
+				t.Errorf("it stopped after %v", took)
+			}
+
+			evenly(t, "polls", m.polls())
+			got := arrivals(t, local)
+			times := make([]time.Time, len(got))
+			for i, a := range got {
+				times[i] = a.at
+			}
+			evenly(t, "messages of the local broker", times)
+			complete(t, arrivals(t, up), away)
+			if !strings.Contains(events.out.String(), tt.event) {
+				t.Errorf("events: %s", events.out.String())
+			}
+		})
+	}
+}
+
+// evenly checks that what should happen every 50 ms did not stand still.
+func evenly(t *testing.T, what string, times []time.Time) {
+	t.Helper()
+	if len(times) < 60 {
+		t.Errorf("%d %s, want more than 60", len(times), what)
+	}
+	for i := 1; i < len(times); i++ {
+		if d := times[i].Sub(times[i-1]); d > 1500*time.Millisecond {
+			t.Errorf("%s: %v between two", what, d)
+		}
+	}
+}
+
+// complete checks that values up to n arrived in order, from the first on.
+func complete(t *testing.T, got []arrival, n int) {
+	t.Helper()
+	want := 1
+	for _, a := range got {
+		if a.value > want {
+			t.Fatalf("value %d arrived where %d was to come", a.value, want)
+		}
+		want = max(want, a.value+1)
+	}
+	if want <= n {
+		t.Errorf("values up to %d arrived, want at least %d", want-1, n)
+	}
+}
+
+// tracer returns the command line that runs the program with faults injected
+// into its system calls.
+func tracer(t *testing.T, inject []string) []string {
+	t.Helper()
+	args := []string{"strace", "-f", "-qq", "--seccomp-bpf", "-e", "signal=none", "-o", "/dev/null"}
+	if out, err := exec.Command(args[0], append(args[1:], "true")...).CombinedOutput(); err != nil {
+		if strings.Contains(string(out), "not permitted") {
+			t.Skipf("strace may not trace here: %s", out)
+		}
+		t.Fatalf("strace (Debian's package strace): %v\n%s", err, out)
+	}
+	for _, i := range inject {
+		calls, _, _ := strings.Cut(i, ":")
+		args = append(args, "-e", "trace="+calls, "-e", "inject="+i)
+	}
+	return append(args, binary)
+}
+
+// gatewayPid returns the process of the program, which may run under strace.
+func gatewayPid(t *testing.T, p *process) int {
+	t.Helper()
+	pid := p.cmd.Process.Pid
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return pid // it has ended
+	}
+	if child, err := strconv.Atoi(strings.TrimSpace(string(children))); err == nil {
+		return child
+	}
+	return pid
+}
