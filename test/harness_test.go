@@ -190,8 +190,13 @@ func run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 }
 
 // startGateway starts fieldgate with a configuration and returns once it runs.
+// Without web of its own it gets none: other gateways of this machine may have
+// the usual address.
 func startGateway(t *testing.T, yaml string) *process {
 	t.Helper()
+	if !strings.Contains(yaml, "\nweb:") {
+		yaml += "\nweb: false\n"
+	}
 	dir := t.TempDir()
 	path := filepath.Join(dir, "fieldgate.yaml")
 	if err := os.WriteFile(path, []byte(yaml), 0o600); err != nil {

@@ -24,21 +24,24 @@ var mayImport = map[string]string{
 	"probe":    "modbus point",
 	"regmap":   "modbus point config line quick",
 	"pipeline": "point",
-	"publish":  "clock modbus point pipeline mqtt config",
+	"publish":  "health clock modbus point pipeline mqtt config",
 	"clock":    "",
 	"virtual":  "point config clock flash",
 	"flash":    "",
 	"alarm":    "point",
-	"queue":    "clock mqtt config flash",
+	"health":   "",
+	"metrics":  "",
+	"web":      "metrics",
+	"queue":    "health clock mqtt config flash",
 	"uplink":   "mqtt queue config quick",
-	"broker":   "mqtt config flash",
+	"broker":   "mqtt config flash health",
 	"bridge":   "mqtt config queue uplink broker",
 	"audit":    "flash",
 	"command":  "modbus point mqtt config audit",
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",
-	"gateway":  "clock modbus point config line bus regmap pipeline publish mqtt queue uplink broker bridge audit command virtual group systemd flash alarm",
+	"gateway":  "clock modbus point config line bus regmap pipeline publish mqtt queue uplink broker bridge audit command virtual group systemd flash alarm health metrics web",
 }
 
 // The one door of each foreign package.
@@ -58,7 +61,7 @@ var doors = map[string]string{
 }
 
 // Only these may be imported by cmd alone and by nobody else's package.
-var assembly = []string{"gateway", "systemd", "group"}
+var assembly = []string{"gateway", "systemd", "group", "web"}
 
 type pkg struct {
 	ImportPath string

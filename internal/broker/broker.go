@@ -31,6 +31,7 @@ import (
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/flash"
+	"fieldgate/internal/health"
 	"fieldgate/internal/mqtt"
 )
 
@@ -70,6 +71,7 @@ type Broker struct {
 	store     *store // nil: nothing is kept
 
 	started time.Time
+	beat    health.Beat   // of Run
 	running chan struct{} // closed by Run: clients are let in
 	closed  atomic.Bool
 	closing sync.Once
@@ -254,7 +256,9 @@ func (b *Broker) Run(ctx context.Context) error {
 	close(b.running)
 	t := time.NewTicker(b.times.tick)
 	defer t.Stop()
+	defer b.beat.Stops()
 	for n := 0; ; {
+		b.beat.Rests(b.times.tick)
 		select {
 		case <-ctx.Done():
 			return b.Close()
@@ -265,6 +269,10 @@ func (b *Broker) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// Overdue returns for how long Run has been owing its next tick; more than some
+// seconds means that it hangs, or that the disk does.
+func (b *Broker) Overdue() time.Duration { return b.beat.Overdue() }
 
 // enter counts a connection in, unless the broker is closed.
 func (b *Broker) enter() bool {

@@ -80,6 +80,7 @@ func (r *resolver) resolve() *Config {
 	r.section("publish", r.publish)
 	r.section("commands", r.commands)
 	r.section("uplinks", r.bridgedCommands)
+	r.section("web", r.web)
 	r.cfg.Status = r.raw.status
 	r.cfg.Status.Topic = r.fillIn(r.raw.status.Topic, "")
 	r.cfg.Log = r.raw.log

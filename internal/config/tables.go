@@ -48,6 +48,7 @@ type (
 		broker  *rawBroker
 		servers []rawServer
 		status  Status
+		web     rawWeb
 		log     Log
 
 		commands     []rawCommand
@@ -187,25 +188,15 @@ func newTables() *tables {
 		key("uplinks", func(c *rawConfig) *[]named[rawUplink] { return &c.uplinks }, names(uplink, "uplinks"), "Upstream MQTT brokers, by name.").aka("brokers", "cloud", "upstreams", "uplink", "mqtt"),
 		key("broker", func(c *rawConfig) **rawBroker { return &c.broker }, broker, "The embedded MQTT broker. Default: none.").aka("local"),
 		key("status", func(c *rawConfig) *Status { return &c.status }, status, "What the gateway says of itself.").def("{}"),
+		key("web", func(c *rawConfig) *rawWeb { return &c.web }, web(t), "Health and metrics over HTTP; false: none. Default: on 127.0.0.1:8080.").aka("http", "metrics", "prometheus", "dashboard", "api"),
 		key("log", func(c *rawConfig) *Log { return &c.log }, log, "The log.").def("{}").aka("logging", "logger"),
 		key("commands", func(c *rawConfig) *[]rawCommand { return &c.commands }, list(located(newCommand(t), func(c *rawCommand) **node { return &c.at }), "commands"), "Messages that ask for a write, a read or a note.").aka("subscriptions", "subscribe"),
 		key("command_rules", func(c *rawConfig) *CommandRules { return &c.commandRules }, newCommandRules(t), "Rules for all commands.").def("{}"),
 		later[rawConfig]("alarms", "Limits and their messages."),
 		key("servers", func(c *rawConfig) *[]rawServer { return &c.servers }, list(located(newServer(t), func(s *rawServer) **node { return &s.at }), "servers"), "Modbus servers for local PLCs.").aka("server", "slave", "modbus_server"),
-		web(),
 		later[rawConfig]("tests", "Golden cases."),
 	)
 	return t
-}
-
-// web may only be switched off, as long as there is none.
-func web() field[rawConfig] {
-	return field[rawConfig]{name: "web", doc: "HTTP API and page. Not in this version yet: only false is accepted.", schema: schema{{"const", false}},
-		read: func(d *decoder, _ *rawConfig, n *node) {
-			if coreType(n) != coreBool || n.Text != "false" {
-				d.shapef(n, "is not in this version yet; remove it, or write false")
-			}
-		}}
 }
 
 const (

@@ -19,6 +19,7 @@ type Config struct {
 	Broker  *Broker // nil: none
 	Servers []Server
 	Status  Status
+	Web     Web
 	Log     Log
 
 	Commands     []Command // in file order

@@ -9,6 +9,7 @@ import (
 	"fieldgate/internal/alarm"
 	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
+	"fieldgate/internal/health"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
 	"fieldgate/internal/queue"
@@ -35,6 +36,7 @@ type siren struct {
 	say     func(context.Context, mqtt.Message)
 	queues  []*queue.Queue // of the uplinks that take what the gateway says of itself
 	news    chan struct{}  // holds one token when there may be something to say
+	beat    health.Beat
 }
 
 // newSiren returns the siren of a configuration. What it warns of at its start
@@ -150,6 +152,7 @@ func (s *siren) hold(now time.Time, is bool, c alarm.Condition) {
 func (s *siren) run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer s.beat.Stops()
 	for {
 		select {
 		case <-ctx.Done():
@@ -157,8 +160,10 @@ func (s *siren) run(ctx context.Context) error {
 		case <-s.news:
 		case <-timer.C:
 		}
+		s.beat.Works()
 		next := s.step(ctx, time.Now())
 		timer.Reset(next)
+		s.beat.Rests(next)
 	}
 }
 

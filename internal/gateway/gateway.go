@@ -28,6 +28,7 @@ import (
 	"fieldgate/internal/regmap"
 	"fieldgate/internal/uplink"
 	"fieldgate/internal/virtual"
+	"fieldgate/internal/web"
 )
 
 const (
@@ -59,6 +60,7 @@ type Gateway struct {
 	comings  comings
 	herald   *herald
 	siren    *siren
+	web      *web.Server // nil: none
 }
 
 // wire is a bus and the line it owns.
@@ -173,6 +175,9 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	if err := g.openServers(cfg.Servers, image); err != nil {
 		return nil, errors.Join(err, g.abandon())
 	}
+	if w := cfg.Web; w.Listen != "" {
+		g.web = web.New(w.Listen, w.Given, web.Answers{Healthy: g.Healthy, Ready: g.Ready, Metrics: g.Metrics}, part(log, "web", ""))
+	}
 	return g, nil
 }
 
@@ -217,6 +222,9 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	}
 	for _, s := range g.servers {
 		parts.Start("server "+s.Name(), s.Run)
+	}
+	if g.web != nil {
+		parts.Start("web", g.web.Run)
 	}
 	ready()
 

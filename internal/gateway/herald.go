@@ -8,6 +8,7 @@ import (
 
 	"fieldgate/internal/bus"
 	"fieldgate/internal/config"
+	"fieldgate/internal/health"
 	"fieldgate/internal/mqtt"
 )
 
@@ -28,6 +29,7 @@ type herald struct {
 	cfg     config.Status
 	gateway *Gateway
 	sinks   map[string]mqtt.Sink
+	beat    health.Beat
 
 	mu      sync.Mutex
 	states  map[string]bus.State // devices whose state is still to be told
@@ -63,7 +65,9 @@ func (h *herald) run(ctx context.Context) error {
 	h.local(ctx, online)
 	tick := time.NewTicker(h.cfg.Every)
 	defer tick.Stop()
+	defer h.beat.Stops()
 	for {
+		h.beat.Rests(h.cfg.Every)
 		select {
 		case <-ctx.Done():
 			last := context.WithoutCancel(ctx) // what is left to say is quick

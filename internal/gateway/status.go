@@ -52,6 +52,7 @@ type BusStatus struct {
 	Error     string                  `json:"error,omitempty"`
 	Diagnosis string                  `json:"diagnosis,omitempty"`
 	Counters  string                  `json:"counters"` // T requests, R responses, E errors
+	count     bus.Counters            // the same and more, for Metrics
 	Frames    FrameStatus             `json:"frames"`
 	Devices   map[string]DeviceStatus `json:"devices"`
 }
@@ -251,6 +252,7 @@ func busStatus(clk *clock.Clock, b bus.Status, diagnosis string, l line.Stats) B
 		Error:     b.Error,
 		Diagnosis: diagnosis,
 		Counters:  b.Counters.String(),
+		count:     b.Counters,
 		Frames: FrameStatus{
 			Sent: l.BytesSent, Received: l.BytesReceived, Connects: l.Connects,
 			Timeouts: l.Timeouts, Late: l.Late, BadChecksum: l.BadChecksum,

@@ -43,6 +43,7 @@ import (
 
 	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
+	"fieldgate/internal/health"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/pipeline"
 	"fieldgate/internal/point"
@@ -70,6 +71,7 @@ type Publisher struct {
 	picks   []pick
 	tell    teller
 
+	alive     health.Beat
 	dropped   uint64 // batches, by the feed when last looked at
 	droppedAt time.Time
 	behind    bool // the feed has dropped batches lately
@@ -196,17 +198,18 @@ func (p *Publisher) Run(ctx context.Context, feed *pipeline.Feed) error {
 	deliver := context.WithoutCancel(ctx)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer p.alive.Stops()
 	for open := true; open; {
 		select {
 		case b, ok := <-feed.C():
 			if open = ok; ok {
-				p.lookClock()
+				p.begin()
 				p.take(p.now(), b)
 				runtime.Gosched() // what is about to emit goes in the same step
 				open = p.takeWaiting(feed)
 			}
 		case <-timer.C:
-			p.lookClock()
+			p.begin()
 			p.wake(time.Now())
 		case <-ctx.Done():
 			for p.takeWaiting(feed) && len(feed.C()) > 0 {
@@ -216,7 +219,9 @@ func (p *Publisher) Run(ctx context.Context, feed *pipeline.Feed) error {
 		}
 		p.flush(deliver)
 		p.watch(feed)
-		timer.Reset(p.next(time.Now()))
+		wait := p.next(time.Now())
+		timer.Reset(wait)
+		p.alive.Rests(wait)
 	}
 	p.release(p.now())
 	p.flush(deliver)
@@ -236,10 +241,11 @@ func (p *Publisher) number() {
 	}
 }
 
-// lookClock notices that the clock was set, before a step. All times of a step are
+// begin begins a step: it notices that the clock was set. All times of a step are
 // told by the same clock.
-func (p *Publisher) lookClock() {
+func (p *Publisher) begin() {
 	p.Clock.Look()
+	p.alive.Works()
 	zero, set := p.Clock.At(p.start)
 	p.tell.zero, p.tell.unset = zero, !set
 }
@@ -337,6 +343,10 @@ func (o *outlet) deliver(ctx context.Context, log *slog.Logger) {
 	clear(o.msgs)
 	o.msgs = o.msgs[:0]
 }
+
+// Overdue returns for how long Run has been owing its next step; more than some
+// seconds means that it hangs.
+func (p *Publisher) Overdue() time.Duration { return p.alive.Overdue() }
 
 // Stats counts since New.
 type Stats struct {

@@ -40,7 +40,7 @@ func newStepper(rule config.Rule, day time.Time) *stepper {
 
 // emit is a step with a reading.
 func (s *stepper) emit(n int64) {
-	s.lookClock()
+	s.begin()
 	s.look(s.gone, &s.units[0], &point.Sample{ID: "d.x", Value: point.IntValue(n), Time: s.start.Add(s.gone)})
 	s.settle(s.gone)
 	s.collect()
@@ -49,7 +49,7 @@ func (s *stepper) emit(n int64) {
 // pass lets time pass, with a step at its end.
 func (s *stepper) pass(d time.Duration) {
 	s.gone += d
-	s.lookClock()
+	s.begin()
 	s.wake(s.start.Add(s.gone))
 	s.collect()
 }
@@ -168,7 +168,7 @@ func TestTimedRuleWhenTheClockIsSet(t *testing.T) {
 // A sample with a time of day of its own keeps it.
 func TestOwnTime(t *testing.T) {
 	s := newStepper(config.Rule{Points: []string{"*"}, Topic: "t", When: config.When{Each: true}}, time.Unix(100, 0))
-	s.lookClock()
+	s.begin()
 	s.look(0, &s.units[0], &point.Sample{ID: "d.x", Value: point.IntValue(1), Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)})
 	if want := `{"value":1,"timestamp":"2026-01-02T03:04:05.000Z"}`; string(s.buf) != want || s.out[0].stamp != 0 {
 		t.Errorf("got %s, %d, want %s", s.buf, s.out[0].stamp, want)

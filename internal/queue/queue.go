@@ -28,6 +28,7 @@ import (
 	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/flash"
+	"fieldgate/internal/health"
 	"fieldgate/internal/mqtt"
 )
 
@@ -123,6 +124,7 @@ type Queue struct {
 	alarm    *time.Timer // rings then
 
 	keeping sync.Mutex    // held by Run
+	beat    health.Beat   // of Run
 	wake    chan struct{} // holds one token when there may be work for Next
 	kick    chan struct{} // holds one token when there may be work for Run
 	ends    chan struct{} // closed by Close
@@ -764,6 +766,10 @@ func (q *Queue) doneAway(c *chunk, i int) bool {
 	q.trim()
 	return true
 }
+
+// Overdue returns for how long Run has been owing its next step: a disk may
+// make it wait, or it hangs.
+func (q *Queue) Overdue() time.Duration { return q.beat.Overdue() }
 
 // Stats returns what the queue holds now.
 func (q *Queue) Stats() Stats {

@@ -161,7 +161,9 @@ func (q *Queue) Run(ctx context.Context) error {
 	defer tick.Stop()
 	var losses losses
 	var looked time.Time
+	defer q.beat.Stops()
 	for {
+		q.beat.Rests(period)
 		select {
 		case <-ctx.Done():
 			q.persist(true)
