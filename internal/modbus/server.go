@@ -214,7 +214,7 @@ func (s *Server) serve(ctx context.Context, c *session, f Framing) {
 		step = s.stepASCII
 	}
 	// One frame always fits, so that a reader may peek at a whole one.
-	in, out := bufio.NewReaderSize(conn, MaxASCII), make([]byte, 0, MaxASCII)
+	in, out := bufio.NewReaderSize(conn, MaxASCII), make([]byte, 0, maxJoined)
 	limits := limits{conn: conn, idle: s.idle()}
 	for {
 		if err := limits.request(); err != nil {
@@ -279,27 +279,57 @@ func (s *Server) idle() time.Duration {
 	return s.Idle
 }
 
+// Quick is an Endpoint that knows which requests it answers at once, without
+// waiting for anything.
+type Quick interface {
+	Endpoint
+	Quick(unit UnitID, req PDU) bool
+}
+
+// maxJoined bounds the answers that leave together, in bytes.
+const maxJoined = 16 * MaxTCP
+
 // stepTCP reads one MBAP frame and returns what to answer, appended to out.
+// Frames that have come already and are answered at once are answered together,
+// since to write costs more than to answer.
 func (s *Server) stepTCP(ctx context.Context, c *session, in *bufio.Reader, out []byte) ([]byte, error) {
-	hdr, err := in.Peek(MBAPLen)
-	if err != nil {
-		return nil, err
+	for {
+		hdr, err := in.Peek(MBAPLen)
+		if err != nil {
+			return nil, err
+		}
+		tx, n, unit, err := ParseMBAP(hdr)
+		if err != nil {
+			s.badFrame(c.tally)
+			return nil, err
+		}
+		adu, err := in.Peek(MBAPLen + n)
+		if err != nil {
+			return nil, err
+		}
+		c.came(len(adu))
+		if resp := s.answerTCP(ctx, c.tally, unit, PDU(adu[MBAPLen:])); len(resp) > 0 {
+			out = AppendTCP(out, tx, unit, resp)
+		}
+		if _, err := in.Discard(MBAPLen + n); err != nil || !s.joins(in) || len(out) > maxJoined-MaxTCP {
+			return out, err
+		}
 	}
-	tx, n, unit, err := ParseMBAP(hdr)
-	if err != nil {
-		s.badFrame(c.tally)
-		return nil, err
+}
+
+// joins reports whether another whole frame has come that is answered at once.
+func (s *Server) joins(in *bufio.Reader) bool {
+	quick, ok := s.Endpoint.(Quick)
+	if !ok || in.Buffered() < MBAPLen+1 {
+		return false
 	}
-	adu, err := in.Peek(MBAPLen + n)
-	if err != nil {
-		return nil, err
+	hdr, _ := in.Peek(MBAPLen) // it is there
+	_, n, unit, err := ParseMBAP(hdr)
+	if err != nil || in.Buffered() < MBAPLen+n {
+		return false
 	}
-	c.came(len(adu))
-	if resp := s.answerTCP(ctx, c.tally, unit, PDU(adu[MBAPLen:])); len(resp) > 0 {
-		out = AppendTCP(out, tx, unit, resp)
-	}
-	_, err = in.Discard(MBAPLen + n)
-	return out, err
+	adu, _ := in.Peek(MBAPLen + n)
+	return quick.Quick(unit, PDU(adu[MBAPLen:]))
 }
 
 // stepRTU reads one RTU frame from a stream, in which silence means nothing:

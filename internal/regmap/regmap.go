@@ -90,16 +90,20 @@ type Map struct {
 	pass     [256]modbus.Endpoint
 	ask      unmapped
 
-	mu      sync.Mutex // guards what changes in entries, and scratch
+	mu      sync.Mutex // guards what changes in entries, and what follows
 	scratch []pending
+	words   [modbus.MaxReadBits]uint16
 }
 
 // entry is one place of the map.
 type entry struct {
 	*config.Entry
 	addr, n uint16
-	slot    int32    // in the image
-	stale   []uint16 // what stands in place of a stale value; nil: an exception or the last
+	show    config.Show
+	last    bool          // a stale value is shown as it was
+	after   time.Duration // it is stale then; 0: never
+	slot    int32         // in the image
+	stale   []uint16      // what stands in place of a stale value; nil: an exception or the last
 
 	// The newest value in words, made when it is asked for.
 	version uint32
@@ -121,7 +125,8 @@ func New(cfg config.Server, image *Image, gate Gate, identity modbus.Identity, l
 	words := make([]uint16, room)
 	for i := range cfg.Map {
 		c := &m.cfg.Map[i]
-		e := entry{Entry: c, addr: c.Point.Address, n: uint16(c.Point.Words()), slot: image.slots[c.Point.ID]}
+		e := entry{Entry: c, addr: c.Point.Address, n: uint16(c.Point.Words()), slot: image.slots[c.Point.ID],
+			show: c.Show, last: c.Stale == config.StaleLast, after: c.StaleAfter}
 		e.words, words = words[:e.n:e.n], words[e.n:]
 		e.stale = staleWords(c)
 		if c.Writable {
@@ -173,6 +178,12 @@ func (m *Map) Units(u modbus.UnitID) bool {
 	return m.cfg.Unit == 0 || u == m.cfg.Unit || m.pass[u] != nil
 }
 
+// Quick implements modbus.Quick: reads of the map wait for nothing.
+func (m *Map) Quick(unit modbus.UnitID, req modbus.PDU) bool {
+	f := req.Function()
+	return m.pass[unit] == nil && f >= modbus.ReadCoils && f <= modbus.ReadInputRegisters
+}
+
 // Do implements modbus.Endpoint. Whose request it is, modbus.Client tells by ctx.
 func (m *Map) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
 	if bus := m.pass[unit]; bus != nil {
@@ -214,6 +225,8 @@ func (r memory) Read(t modbus.Table, addr uint16, dst []uint16) error {
 	if err != nil {
 		return err
 	}
+	r.m.mu.Lock()
+	defer r.m.mu.Unlock()
 	return r.m.load(entries, dst)
 }
 
@@ -276,12 +289,9 @@ func (m *Map) read(ctx context.Context, req modbus.PDU) (modbus.PDU, error) {
 	if err != nil {
 		return nil, err
 	}
-	var buf [modbus.MaxReadRegisters]uint16
-	words := buf[:]
-	if n > len(words) {
-		words = make([]uint16, n) // bits
-	}
-	words = words[:n]
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	words := m.words[:n]
 	if err := m.load(entries, words); err != nil {
 		return nil, err
 	}
@@ -310,11 +320,9 @@ type pending struct {
 }
 
 // load fills dst with the words of entries, which cover it exactly. All are of
-// one moment.
+// one moment. mu is held.
 func (m *Map) load(entries []entry, dst []uint16) error {
 	now := time.Now()
-	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.scratch = m.scratch[:0]
 	m.image.mu.RLock()
 	var err error
@@ -349,15 +357,16 @@ func (m *Map) load(entries []entry, dst []uint16) error {
 // loadOne fills dst with the words of one entry, or leaves that for later in
 // scratch. The image is locked.
 func (m *Map) loadOne(e *entry, dst []uint16, now time.Time) error {
-	if e.Show == config.ShowPause {
+	if e.show == config.ShowPause {
 		dst[0] = uint16(min((m.gate.Paused(e.Device)+time.Second-1)/time.Second, maxPause))
 		return nil
 	}
 	c := &m.image.cells[e.slot]
-	status := c.status(now, e.StaleAfter)
-	switch e.Show {
+	status := c.status(now, e.after)
+	switch e.show {
 	case config.ShowStatus:
 		if e.Point.Table.Bits() {
+			dst[0] = 0
 			if status <= statusUncertain {
 				dst[0] = 1
 			}
@@ -378,12 +387,16 @@ func (m *Map) loadOne(e *entry, dst []uint16, now time.Time) error {
 		case e.stale != nil:
 			copy(dst, e.stale)
 			return nil
-		case e.Stale != config.StaleLast || c.value.IsZero():
+		case !e.last || c.value.IsZero():
 			return modbus.GatewayTargetNoResponse
 		}
 	}
 	if e.known && e.fits && e.version == c.version {
-		copy(dst, e.words)
+		if len(dst) == 1 {
+			dst[0] = e.words[0]
+		} else {
+			copy(dst, e.words)
+		}
 		return nil
 	}
 	m.scratch = append(m.scratch, pending{e, dst, c.value, c.version})

@@ -1,12 +1,12 @@
 /*
  * A Modbus server made with libmodbus, the outside truth for our client.
  *
- *   server tcp PORT      on 127.0.0.1
+ *   server tcp PORT [COUNT]      on 127.0.0.1
  *   server rtu PATH BAUD UNIT
  *
  * Holding register n holds n*3+1, input register n holds n*5+2, coil n is on
- * when n is divisible by 3, discrete input n when n is divisible by 2; 1000 of
- * each. It prints "ready" when it listens, and serves until it is ended.
+ * when n is divisible by 3, discrete input n when n is divisible by 2; COUNT
+ * (1000) of each. It prints "ready" when it listens, and serves until it is ended.
  */
 #include <errno.h>
 #include <modbus/modbus.h>
@@ -17,11 +17,9 @@
 #include <sys/select.h>
 #include <unistd.h>
 
-enum { N = 1000 };
-
 static void fill(modbus_mapping_t *m)
 {
-	for (int i = 0; i < N; i++) {
+	for (int i = 0; i < m->nb_registers; i++) {
 		m->tab_registers[i] = (uint16_t)(i * 3 + 1);
 		m->tab_input_registers[i] = (uint16_t)(i * 5 + 2);
 		m->tab_bits[i] = i % 3 == 0;
@@ -94,12 +92,14 @@ static int serve_tcp(modbus_t *ctx, modbus_mapping_t *map)
 
 int main(int argc, char **argv)
 {
-	modbus_mapping_t *map = modbus_mapping_new(N, N, N, N);
+	int tcp = argc > 1 && strcmp(argv[1], "tcp") == 0;
+	int n = tcp && argc == 4 ? atoi(argv[3]) : 1000;
+	modbus_mapping_t *map = modbus_mapping_new(n, n, n, n);
 
 	if (map == NULL)
 		return die("mapping");
 	fill(map);
-	if (argc == 3 && strcmp(argv[1], "tcp") == 0) {
+	if (tcp && (argc == 3 || argc == 4)) {
 		modbus_t *ctx = modbus_new_tcp("127.0.0.1", atoi(argv[2]));
 		return ctx == NULL ? die("new") : serve_tcp(ctx, map);
 	}
@@ -110,6 +110,6 @@ int main(int argc, char **argv)
 		modbus_set_slave(ctx, atoi(argv[4]));
 		return serve_rtu(ctx, map);
 	}
-	fprintf(stderr, "usage: server tcp PORT | server rtu PATH BAUD UNIT\n");
+	fprintf(stderr, "usage: server tcp PORT [COUNT] | server rtu PATH BAUD UNIT\n");
 	return 2;
 }
