@@ -49,7 +49,7 @@ func commands() []command {
 		{"schema", "print the JSON Schema of the configuration", cmdSchema},
 		{"audit", "who wrote what: ls, verify, export", cmdAudit},
 		{"queue", "what waits for an uplink: ls, export, purge", cmdQueue},
-		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode", cmdModbus},
+		{"modbus", "speak Modbus directly: read, write, scan, pdu, decode, serve", cmdModbus},
 		{"mqtt", "speak MQTT directly: pub, sub, test", cmdMQTT},
 		{"simulate", "Modbus devices with waveforms and faults, TCP and serial", cmdSimulate},
 		{"passwd", "hash a password for a user of the embedded broker", cmdPasswd},

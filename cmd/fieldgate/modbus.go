@@ -26,6 +26,7 @@ func modbusCommands() []command {
 		{"scan", "find the units on a bus, or the registers of a unit", cmdModbusScan},
 		{"pdu", "send one raw request and explain the answer", cmdModbusPDU},
 		{"decode", "show registers in every type and order, to find the right one", cmdModbusDecode},
+		{"serve", "be a device, to try a PLC or a client with", cmdModbusServe},
 	}
 }
 

@@ -47,7 +47,13 @@ func schemes() []scheme {
 // timeout, connect_timeout, gap, settle and in_flight, and for serial ports mode
 // and rs485. What is not given has the default of the configuration. The bus is
 // named after its address.
-func ParseURL(s string) (config.Bus, error) {
+func ParseURL(s string) (config.Bus, error) { return parseURL(s, 1) }
+
+// ParseListenURL is ParseURL for an address to listen on: the port may be 0, for
+// any that is free.
+func ParseListenURL(s string) (config.Bus, error) { return parseURL(s, 0) }
+
+func parseURL(s string, leastPort int) (config.Bus, error) {
 	u, err := url.Parse(s)
 	if host, port, split := strings.Cut(s, ":"); split && host != "" && port != "" && strings.Trim(port, "0123456789") == "" {
 		return config.Bus{}, fmt.Errorf("%q has no scheme; write tcp://%s", s, s)
@@ -76,7 +82,7 @@ func ParseURL(s string) (config.Bus, error) {
 	if b.Kind == config.Serial {
 		b.Mode = config.SerialMode{Baud: 19200, DataBits: 8, Parity: 'E', StopBits: 1}
 	}
-	if b.Address, err = address(u, b.Kind); err != nil {
+	if b.Address, err = address(u, b.Kind, leastPort); err != nil {
 		return config.Bus{}, fmt.Errorf("%s: %w", s, err)
 	}
 	b.Name = b.Address
@@ -96,7 +102,7 @@ func ParseURL(s string) (config.Bus, error) {
 }
 
 // address returns the port's path or HOST:PORT.
-func address(u *url.URL, k config.BusKind) (string, error) {
+func address(u *url.URL, k config.BusKind, leastPort int) (string, error) {
 	if u.User != nil || u.Fragment != "" {
 		return "", errors.New("a user or a fragment does not belong here")
 	}
@@ -113,8 +119,8 @@ func address(u *url.URL, k config.BusKind) (string, error) {
 	if port == "" {
 		port = defaultPort
 	}
-	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
-		return "", fmt.Errorf("port %s is outside 1-65535", port)
+	if n, err := strconv.Atoi(port); err != nil || n < leastPort || n > 65535 {
+		return "", fmt.Errorf("port %s is outside %d-65535", port, leastPort)
 	}
 	return net.JoinHostPort(u.Hostname(), port), nil
 }
