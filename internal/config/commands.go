@@ -803,6 +803,9 @@ func (r *resolver) commandRules(raw *rawCommand, c *Command, all []writable) {
 	if setpoint || c.Kind == MatchCommand || c.Kind == RecipeCommand {
 		r.reserved(raw, c)
 	}
+	if c.Retry > 0 && (c.Kind == RecipeCommand || c.Kind == MatchCommand && len(c.Targets) > 1 || raw.write.list) {
+		r.keyFault(raw.at, "retry", "is for single writes; remove it")
+	}
 	if c.Kind == RecipeCommand || c.Kind == StructuredCommand {
 		if strings.Contains(c.Ack.Topic, "{") {
 			r.keyFault(raw.at, "ack", "which point it is for may not be known when it is answered; write a topic without placeholders")
@@ -844,8 +847,9 @@ func (r *resolver) echoes() {
 		a := &cs[i]
 		r.path = append(r.path, step{index: i})
 		at := r.raw.commands[i].at
-		if fits := Overlap(a.Filter, r.fillIn(r.raw.status.Topic, "")+"/event"); fits && a.Kind == EventCommand {
-			r.keyFault(at, "topic", "the event log itself is published on %s/event, so that each event would make another; write a narrower topic", r.fillIn(r.raw.status.Topic, ""))
+		log := r.fillIn(r.raw.status.Topic, "") + "/event"
+		if a.Kind == EventCommand && shareUplink(a.From, a.From) && Overlap(a.Filter, log) {
+			r.keyFault(at, "topic", "the event log itself is published on %s, so that each event would make another; write a narrower topic", log)
 		}
 		for j := range cs {
 			b := &cs[j]
@@ -856,7 +860,14 @@ func (r *resolver) echoes() {
 				r.keyFault(at, "topic", "answers are published on %s, and would come back as messages of this command; write ack: with another topic, or a narrower topic", ack)
 				break
 			}
-			if j >= i || a.Kind == EventCommand || b.Kind == EventCommand || !Overlap(a.Filter, b.Filter) {
+			if j >= i || !Overlap(a.Filter, b.Filter) {
+				continue
+			}
+			if a.Kind == EventCommand || b.Kind == EventCommand {
+				if shareUplink(a.From, b.From) {
+					r.keyFault(at, "topic", "a broker may deliver a message twice that fits two filters, this and %s of commands[%d]; write another topic, or other uplinks at from", b.Topic, j)
+					break
+				}
 				continue
 			}
 			if a.Kind == MatchCommand && b.Kind == MatchCommand && a.Topic == b.Topic && a.Match != b.Match {
