@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 }
 
 func build() error {
-	if err := command("go", "build", "-race", "-o", binary, "fieldgate/cmd/fieldgate"); err != nil {
+	if err := execute("go", "build", "-race", "-o", binary, "fieldgate/cmd/fieldgate"); err != nil {
 		return err
 	}
 	sources, err := filepath.Glob("peers/*.c")
@@ -53,7 +53,7 @@ func build() error {
 	}
 	for _, src := range sources {
 		out := filepath.Join(peers, strings.TrimSuffix(filepath.Base(src), ".c"))
-		if err := command("gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-D_DEFAULT_SOURCE",
+		if err := execute("gcc", "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-D_DEFAULT_SOURCE",
 			"-o", out, src, "-I/usr/include/modbus", "-lmodbus"); err != nil {
 			return err
 		}
@@ -61,7 +61,7 @@ func build() error {
 	return nil
 }
 
-func command(name string, args ...string) error {
+func execute(name string, args ...string) error {
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)

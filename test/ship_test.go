@@ -63,7 +63,7 @@ func TestInstall(t *testing.T) {
 			}
 			install := func() {
 				args := strings.Split(strings.NewReplacer("BINARY", binary, "ROOT", root).Replace(strings.Join(test.script, "\n")), "\n")
-				if err := command(args[0], args[1:]...); err != nil {
+				if err := execute(args[0], args[1:]...); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -94,7 +94,7 @@ func TestInstall(t *testing.T) {
 			}
 		})
 	}
-	if err := command("../firmware/prepare-card", "/", binary); err == nil || !strings.Contains(err.Error(), "not the mounted root of a card") {
+	if err := execute("../firmware/prepare-card", "/", binary); err == nil || !strings.Contains(err.Error(), "not the mounted root of a card") {
 		t.Errorf("prepare-card on this machine's own root: %v", err)
 	}
 }

@@ -17,7 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"fieldgate/internal/audit"
 	"fieldgate/internal/bus"
+	"fieldgate/internal/command"
 	"fieldgate/internal/config"
 	"fieldgate/internal/gateway"
 	"fieldgate/internal/line"
@@ -120,12 +122,16 @@ func watchStalls() (longest func() time.Duration) {
 //
 //	do start                   plant and gateway begin
 //	do await pub N             N more messages
+//	do await answer N          N more answers to commands
 //	do await state DEVICE S    a device's state
 //	do await late N            N answers, since the start, that nobody waited for any more
 //	do await polls N           N whole polls of each device since the start
 //	do read POINT...           read on demand, as bus.Set.Read
 //	do write POINT VALUE       as bus.Set.Write
 //	do set POINT VALUE         someone turns a knob at the device
+//	do send TOPIC PAYLOAD      the broker upstream sends a message
+//	do retained TOPIC PAYLOAD  ... one that it has kept
+//	do local TOPIC PAYLOAD     someone on site publishes a message
 //	do stop                    the gateway stops as on SIGTERM
 //
 // What is seen:
@@ -136,6 +142,9 @@ func watchStalls() (longest func() time.Duration) {
 //	state boiler online        a device's state, as of its state topic
 //	= ok                       the outcome of a read or a write
 //	pub plant/boiler/temp 25.4 q1
+//	answer cmd/ack {…}         to a command, with await answer
+//	record accepted boiler.setpoint = 55.5
+//	                           what stands in the audit log, told at the end
 //
 // In a story that says "steady" before the first step, what is exchanged with a
 // unit again and again is shown once, and anew after its state has changed.
@@ -148,13 +157,16 @@ type story struct {
 	steady  bool
 	lines   []*line.Line
 	buses   *bus.Set
-	stop    func() // the gateway
+	desk    *command.Desk // nil: there are no commands
+	stop    func()        // the gateway
 	outcome []string
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when anything is seen
 	wire     []string      // seen and not told yet
 	pubs     []string
+	answers  []string
+	records  []string
 	open     *exchange // steady: not ended yet
 	shown    map[modbus.UnitID]map[string]bool
 	states   map[string]bus.State
@@ -258,6 +270,9 @@ func (s *story) do(what string) (failed string) {
 	case word == "await" && len(args) == 2 && args[0] == "pub":
 		n := s.number(args[1])
 		return s.await(what, func() bool { return s.received >= n })
+	case word == "await" && len(args) == 2 && args[0] == "answer":
+		n := s.number(args[1])
+		return s.await(what, func() bool { return len(s.answers) >= n })
 	case word == "await" && len(args) == 3 && args[0] == "state":
 		return s.await(what, func() bool { return s.states[args[1]].String() == args[2] })
 	case word == "await" && len(args) == 2 && args[0] == "late":
@@ -308,10 +323,75 @@ func (s *story) do(what string) (failed string) {
 		if err := s.plant.Device(id.Device()).Set(id.Name(), point.ParseValue(args[1])); err != nil {
 			s.t.Fatal(err)
 		}
+	case (word == "send" || word == "retained" || word == "local") && len(args) >= 1:
+		topic, payload, _ := strings.Cut(rest, " ")
+		s.send(word, mqtt.Message{Topic: topic, Payload: []byte(payload), QoS: 1, Retain: word == "retained"})
 	default:
 		s.t.Fatalf("a story cannot do %q", what)
 	}
 	return ""
+}
+
+// send hands a message to the commands that want it.
+func (s *story) send(how string, m mqtt.Message) {
+	from := mqtt.Origin{Via: s.cfg.Uplinks[0].Name}
+	if how == "local" {
+		from = mqtt.Origin{Via: config.Local, User: "operator", Client: "panel"}
+	}
+	from.Reply = s.answer
+	for _, sub := range s.desk.Subscriptions(from.Via) {
+		if sub.Filter.Match(m.Topic) {
+			sub.Handle(m, from)
+		}
+	}
+}
+
+// answer is told the answer to a command.
+func (s *story) answer(m mqtt.Message) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answers = append(s.answers, fmt.Sprintf("answer %s %s", m.Topic, s.mask(string(m.Payload))))
+	s.seen()
+}
+
+// openDesk makes the gate for commands. Its record is told when it is closed.
+func (s *story) openDesk(pipe *pipeline.Pipeline, log *slog.Logger) (finish func()) {
+	if len(s.cfg.Commands) == 0 {
+		return func() {}
+	}
+	records, err := audit.Open(s.dir, audit.Options{OnRecord: func(r audit.Record) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.records = append(s.records, recordText(r))
+	}}, log)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.desk = command.Open(s.dir, command.Options{
+		Devices: s.cfg.Devices, Commands: s.cfg.Commands, Rules: s.cfg.CommandRules,
+		Field: s.buses, Last: pipe.Last, Audit: records,
+	}, log)
+	ctx, end := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = s.desk.Run(ctx) }) // ends with ctx
+	return func() {
+		end()
+		running.Wait()
+		if err := records.Close(); err != nil {
+			s.t.Error(err)
+		}
+	}
+}
+
+// recordText shows a record without what differs from run to run.
+func recordText(r audit.Record) string {
+	text := fmt.Sprintf("record %s %s = %s", r.Event, r.Point, r.Value)
+	for _, part := range [][2]string{{" was ", r.Previous}, {" id ", r.ID}, {" by ", r.By}, {" via ", r.Via}, {" ", r.Status}, {": ", r.Reason}} {
+		if part[1] != "" {
+			text += part[0] + part[1]
+		}
+	}
+	return since.ReplaceAllString(text, ", TIME ago")
 }
 
 func (s *story) number(text string) int {
@@ -356,11 +436,13 @@ func (s *story) start() {
 		s.lines, buses = append(s.lines, l), append(buses, b)
 	}
 	s.buses = bus.NewSet(buses...)
+	closeDesk := s.openDesk(pipe, log)
 	for i, b := range buses {
 		field.Go(func() { _ = s.lines[i].Run(fieldCtx) }) // end with fieldCtx
 		field.Go(func() { _ = b.Run(fieldCtx) })
 	}
 	s.stop = func() {
+		closeDesk()
 		endField()
 		field.Wait()
 		endPublish()
@@ -418,6 +500,15 @@ func (s *story) tellSeen(do string) string {
 		seen = append(seen, s.pubs...)
 		s.pubs, s.received = nil, 0
 	}
+	if do == "stop" || strings.HasPrefix(do, "await answer") {
+		seen = append(seen, s.answers...)
+		s.answers = nil
+	}
+	if do == "stop" {
+		slices.Sort(s.records) // refusals are recorded when the disk has time
+		seen = append(seen, s.records...)
+		s.records = nil
+	}
 	var b strings.Builder
 	for _, l := range seen {
 		b.WriteString(strings.TrimRight(l, " ") + "\n")
@@ -431,12 +522,16 @@ type recorder struct{ s *story }
 var (
 	stamp = regexp.MustCompile(`"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"`)
 	seq   = regexp.MustCompile(`"seq":\d+`)
+	took  = regexp.MustCompile(`"ms":\d+`)
+	since = regexp.MustCompile(`, [0-9hms.]+ ago`)
 )
 
 // mask replaces what differs from run to run in a payload: times, and the number
 // that sequences begin with. mu is held.
 func (s *story) mask(payload string) string {
 	payload = stamp.ReplaceAllString(payload, `"timestamp":"TIME"`)
+	payload = took.ReplaceAllString(payload, `"ms":MS`)
+	payload = since.ReplaceAllString(payload, `, TIME ago`)
 	return seq.ReplaceAllStringFunc(payload, func(member string) string {
 		n := s.number(strings.TrimPrefix(member, `"seq":`))
 		if s.firstSeq == 0 {

@@ -48,6 +48,38 @@ func TestConvert(t *testing.T) {
 	}
 }
 
+// What was converted is rounded to what the point can hold.
+func TestSettle(t *testing.T) {
+	dec := func(text string) point.Decimal {
+		d, err := point.ParseDecimal(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	step, least := dec("0.5"), dec("20.1")
+	for _, row := range []struct {
+		v    string
+		p    point.Point
+		want string
+	}{
+		{"676.666666666667", point.Point{Type: point.Int16}, "677"},
+		{"-676.5", point.Point{Type: point.Int16}, "-677"},
+		{"676.666666666667", point.Point{Type: point.Int16, Scale: dec("0.1")}, "676.7"},
+		{"676.666666666667", point.Point{Type: point.Int16, Scale: dec("0.1"), Offset: dec("0.05")}, "676.65"},
+		{"676.666666666667", point.Point{Type: point.Float32}, "676.666666666667"},
+		{"676.666666666667", point.Point{Type: point.Float32, Write: &point.Write{Step: &step}}, "676.5"},
+		{"676.666666666667", point.Point{Type: point.Float32, Write: &point.Write{Step: &step, Min: &least}}, "676.6"},
+	} {
+		if row.p.Write == nil {
+			row.p.Write = &point.Write{}
+		}
+		if got := settle(point.ParseValue(row.v), &row.p); got.String() != row.want {
+			t.Errorf("%s settles at %s, want %s", row.v, got, row.want)
+		}
+	}
+}
+
 // There and back is the same number, and no spelling is two units.
 func TestUnits(t *testing.T) {
 	seen := make(map[string]bool)

@@ -231,10 +231,14 @@ func (d *Desk) checkWrite(w Write) (checked, error) {
 		v = p.Parse(w.Text)
 	}
 	if w.Unit != "" {
-		var err error
-		if v, err = convert(v, w.Unit, p.Unit); err != nil {
+		converted, err := convert(v, w.Unit, p.Unit)
+		if err != nil {
 			return checked{}, err
 		}
+		if converted != v {
+			converted = settle(converted, p)
+		}
+		v = converted
 	}
 	if err := p.CheckWrite(v); err != nil {
 		return checked{}, err

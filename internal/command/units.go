@@ -133,10 +133,41 @@ func convert(v point.Value, from, to string) (point.Value, error) {
 	return point.DecimalValue(d), nil
 }
 
+// settle rounds a converted value to what the point can hold: a multiple of its
+// step, or of its scale. 1250 °F are no whole number of °C.
+func settle(v point.Value, p *point.Point) point.Value {
+	number, ok := v.Decimal()
+	step, from := p.Scale, p.Offset
+	switch {
+	case p.Write.Step != nil:
+		step, from = *p.Write.Step, point.Decimal{}
+		if p.Write.Min != nil {
+			from = *p.Write.Min
+		}
+	case p.Type == point.Float16 || p.Type == point.Float32 || p.Type == point.Float64:
+		return v
+	case step.IsZero():
+		step = point.Decimal{Mant: 1}
+	}
+	if !ok || step.IsZero() {
+		return v
+	}
+	x, unit, base := rat(number.String()), rat(step.String()), rat(from.String())
+	x.Sub(x, base).Quo(x, unit)
+	half := big.NewRat(int64(x.Sign()), 2)
+	n := x.Add(x, half)
+	whole := new(big.Int).Quo(n.Num(), n.Denom()) // towards zero
+	d, err := point.ParseDecimal(digits(new(big.Rat).Add(base, new(big.Rat).Mul(new(big.Rat).SetInt(whole), unit))))
+	if err != nil {
+		return v
+	}
+	return point.DecimalValue(d)
+}
+
 func rat(s string) *big.Rat {
 	r, ok := new(big.Rat).SetString(s)
 	if !ok {
-		panic("command: " + s + " is no number") // of the table above
+		panic("command: " + s + " is no number") // of the table above, or of a Decimal
 	}
 	return r
 }
