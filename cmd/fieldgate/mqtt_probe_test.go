@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt/mosquittotest"
 )
 
@@ -107,6 +108,20 @@ uplinks:
 		}
 	}
 	out := replace(got.String(), true)
+	out = maskProbe(out)
+	if *updateMQTT {
+		if err := os.WriteFile(script, []byte(out), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if out != string(text) && !*updateMQTT {
+		t.Errorf("%s: output differs; run with -update-mqtt and read the change\n--- got\n%s\n--- want\n%s", script, out, text)
+	}
+}
+
+// maskProbe takes out of what "mqtt test" prints all that differs from run to
+// run.
+func maskProbe(out string) string {
 	for _, mask := range []struct{ is, as string }{
 		{` +\d+\.\d ms`, "  N ms"},
 		{`"ms":[0-9.]+`, `"ms":N`},
@@ -116,13 +131,42 @@ uplinks:
 	} {
 		out = regexp.MustCompile(mask.is).ReplaceAllString(out, mask.as)
 	}
-	if *updateMQTT {
-		if err := os.WriteFile(script, []byte(out), 0o644); err != nil {
-			t.Fatal(err)
+	return out
+}
+
+// TestConnectPage holds docs/connect.md to what the program does: what the test
+// prints is in testdata/mqtt/test.txt, and the configurations load.
+func TestConnectPage(t *testing.T) {
+	page, err := os.ReadFile("../../docs/connect.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	script, err := os.ReadFile("testdata/mqtt/test.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := strings.NewReplacer("10.0.0.20:8883", "TLS", "10.0.0.21:1883", "ACL", "ca.crt", "CA", "$ fieldgate ", "$ ")
+	days := regexp.MustCompile(`in \d+ days`)
+	tests, configs := 0, 0
+	for _, block := range regexp.MustCompile("(?s)```(console|yaml)\n(.*?)```").FindAllStringSubmatch(string(page), -1) {
+		text := block[2]
+		switch {
+		case block[1] == "yaml":
+			configs++
+			const plant = "buses: { plc: { tcp: 10.0.0.10:502 } }\ndevices: { boiler: { bus: plc, points: { temp: { at: 30001 } } } }\n"
+			if _, err := config.LoadBytes("connect.md", []byte(plant+text)); err != nil {
+				t.Errorf("%v in\n%s", err, text)
+			}
+		case strings.Contains(text, "mqtt test"):
+			tests++
+			want := days.ReplaceAllString(maskProbe(words.Replace(text)), "in 0 days")
+			if !strings.Contains(string(script), want) {
+				t.Errorf("the program does not print\n%s", want)
+			}
 		}
 	}
-	if out != string(text) && !*updateMQTT {
-		t.Errorf("%s: output differs; run with -update-mqtt and read the change\n--- got\n%s\n--- want\n%s", script, out, text)
+	if tests != 3 || configs != 5 {
+		t.Errorf("%d tests and %d configurations in the page, want 3 and 5", tests, configs)
 	}
 }
 
