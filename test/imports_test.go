@@ -37,7 +37,7 @@ var mayImport = map[string]string{
 	"broker":   "mqtt config flash health",
 	"bridge":   "mqtt config queue uplink broker",
 	"audit":    "flash",
-	"command":  "modbus point mqtt config audit",
+	"command":  "clock modbus point mqtt config audit",
 	"quick":    "",
 	"group":    "",
 	"systemd":  "",

@@ -237,7 +237,9 @@ func (b *Bridge) receiver(r config.BridgeRule) mqtt.Handler {
 // tell logs that messages go round, now and then.
 func (b *Bridge) tell(topic, client string) {
 	now := time.Now().UnixNano()
-	if told := b.toldAt.Load(); now-told < int64(tellEvery) && told != 0 || !b.toldAt.CompareAndSwap(told, now) {
+	told := b.toldAt.Load()
+	if ago := now - told; told != 0 && ago >= 0 && ago < int64(tellEvery) || // below 0: the clock was set
+		!b.toldAt.CompareAndSwap(told, now) {
 		return
 	}
 	b.log.Warn("messages go round by way of another bridge, they are not sent out again", "topic", topic, "client", client, "so_far", b.looped.Load())

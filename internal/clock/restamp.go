@@ -10,6 +10,17 @@ const Layout = "2006-01-02T15:04:05.000Z"
 // while the clock was Unset: "timestamp":"1970-01-01T00:00:15.000Z","time":"unsynced".
 const Unsynced = `,"time":"unsynced"`
 
+// Dated marks a payload of JSON whose last member is a time that was told just
+// now: as long as the clock is Unset, Unsynced follows it, and stamp is the place
+// of the time, as Restamp wants it. Else it returns payload and 0.
+func (c *Clock) Dated(payload []byte) (_ []byte, stamp uint32) {
+	if c.State() != Unset {
+		return payload, 0
+	}
+	at := len(payload) - len(Layout) - len(`"}`)
+	return append(payload[:len(payload)-1], Unsynced+"}"...), uint32(at)
+}
+
 // Restamp returns payload with the time that stands at a place in it put right,
 // and Unsynced, which must follow the time's closing quote, taken out. ok is
 // false, and payload as it was, if that is not what stands there. payload itself

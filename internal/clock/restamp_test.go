@@ -43,6 +43,30 @@ func TestRestamp(t *testing.T) {
 	}
 }
 
+// What Dated marks, Restamp puts right.
+func TestDated(t *testing.T) {
+	f := &fake{day: time.Unix(15, 0)}
+	c, _ := newClock(f)
+	payload := func() []byte {
+		return []byte(`{"id":"7","timestamp":"` + c.Day(powerOn).Format(Layout) + `"}`)
+	}
+	marked, stamp := c.Dated(payload())
+	if want := `{"id":"7","timestamp":"1970-01-01T00:00:15.000Z","time":"unsynced"}`; string(marked) != want {
+		t.Errorf("got %s, want %s", marked, want)
+	}
+	before, _ := c.Stamp()
+	f.day = time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
+	c.Look()
+	later, ok := c.Shift(before)
+	if !ok {
+		t.Fatal("the clock is not set")
+	}
+	right, ok := Restamp(marked, int(stamp), later)
+	if want, none := c.Dated(payload()); !ok || string(right) != string(want) || none != 0 {
+		t.Errorf("put right it is %s (%v), want %s (%d)", right, ok, want, none)
+	}
+}
+
 func FuzzRestamp(f *testing.F) {
 	f.Add([]byte(`{"timestamp":"1970-01-01T00:00:15.000Z","time":"unsynced"}`), 14, int64(1e18))
 	f.Fuzz(func(t *testing.T, payload []byte, at int, later int64) {

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"fieldgate/internal/clock"
 	"fieldgate/internal/point"
 )
 
@@ -28,7 +29,7 @@ func by(user, via string) string {
 // json returns the acknowledgement of SPEC: {"id":…,"status":…,"point":…,
 // "value":…,"previous":…,"reason":…,"by":…,"ms":…,"timestamp":…}. What is not
 // known is left out. The outcomes of several writes stand in "writes".
-func (a answer) json(now time.Time) []byte {
+func (a answer) json(clk *clock.Clock) (payload []byte, stamp uint32) {
 	b := []byte{'{'}
 	if a.id != "" && !strings.HasPrefix(a.id, dated) {
 		b = append(point.AppendJSONString(append(b, `"id":`...), a.id), ',')
@@ -53,7 +54,7 @@ func (a answer) json(now time.Time) []byte {
 	}
 	b = point.AppendJSONString(append(b, `,"by":`...), a.by)
 	b = strconv.AppendInt(append(b, `,"ms":`...), a.result.Took.Milliseconds(), 10)
-	return append(point.AppendJSONString(append(b, `,"timestamp":`...), point.Timestamp(now)), '}')
+	return clk.Dated(append(point.AppendJSONString(append(b, `,"timestamp":`...), point.Timestamp(clk.Day(time.Now()))), '}'))
 }
 
 // append appends the members that one write has.

@@ -48,6 +48,7 @@ import (
 	"time"
 
 	"fieldgate/internal/audit"
+	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/mqtt"
@@ -179,6 +180,8 @@ type Options struct {
 	// ClockSet reports whether the clock of this machine has ever been set. Nil:
 	// it is.
 	ClockSet func() bool
+	// Clock tells the times of answers. Nil: the machine's does.
+	Clock *clock.Clock
 	// Connected reports whether an uplink is connected. Nil: all are.
 	Connected func(uplink string) bool
 	// Kept names the uplinks whose broker keeps messages while we are away: of

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"fieldgate/internal/audit"
+	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
@@ -62,12 +63,13 @@ type message struct {
 	command *config.Command
 	targets []config.Target // that are meant on its topic
 	at      time.Time
+	clock   *clock.Clock
 }
 
 // take is an mqtt.Handler: it reads and checks the message and hands the rest
 // to Run. Every message gets one answer in the end.
 func (h handler) take(msg mqtt.Message, from mqtt.Origin) (safe <-chan struct{}) {
-	m := message{Message: msg, from: from, at: time.Now()}
+	m := message{Message: msg, from: from, at: time.Now(), clock: h.d.o.Clock}
 	m.command = h.choose(msg)
 	if !fitsLevels(m.command.Topic, msg.Topic) {
 		return nil // + took what only a placeholder inside of a level would not
@@ -128,8 +130,8 @@ func (m *message) ackTopic() string {
 }
 
 // reply publishes an answer where the message came from.
-func (m *message) reply(payload []byte) {
-	m.from.Reply(mqtt.Message{Topic: m.ackTopic(), Payload: payload, QoS: 1})
+func (m *message) reply(payload []byte, stamp uint32) {
+	m.from.Reply(mqtt.Message{Topic: m.ackTopic(), Payload: payload, QoS: 1, Stamp: stamp})
 }
 
 // sender is who sent the message, for the record and the answer.
@@ -143,14 +145,14 @@ func (m *message) sender() string {
 // answer answers with a Result.
 func (m *message) answer(id string, r Result) {
 	if text := m.command.Ack.Text; text != "" && r.Status == Verified {
-		m.reply([]byte(text))
+		m.reply([]byte(text), 0)
 		return
 	}
 	a := answer{id: id, by: by(m.from.User, m.from.Via), result: r}
 	if len(m.targets) == 1 {
 		a.point = string(m.targets[0].Point)
 	}
-	m.reply(a.json(time.Now()))
+	m.reply(a.json(m.clock))
 }
 
 // barred says why a message may not be a command at all; "" if it may.
@@ -384,7 +386,7 @@ func (d *Desk) answerRead(ctx context.Context, m message, id string, ids []point
 			b = point.AppendJSONString(append(b, `,"unit":`...), p.point.Unit)
 		}
 		b = point.AppendJSONString(append(b, `,"quality":`...), s.Quality.String())
-		b = append(point.AppendJSONString(append(b, `,"timestamp":`...), point.Timestamp(s.Time)), '}')
+		b = append(point.AppendJSONString(append(b, `,"timestamp":`...), point.Timestamp(d.o.Clock.Day(s.Time))), '}')
 	}
 	b = append(b, ']')
 	if err != nil {
@@ -392,5 +394,5 @@ func (d *Desk) answerRead(ctx context.Context, m message, id string, ids []point
 	}
 	b = point.AppendJSONString(append(b, `,"by":`...), by(m.from.User, m.from.Via))
 	b = fmt.Appendf(b, `,"ms":%d,"timestamp":`, time.Since(m.at).Milliseconds())
-	m.reply(append(point.AppendJSONString(b, point.Timestamp(time.Now())), '}'))
+	m.reply(d.o.Clock.Dated(append(point.AppendJSONString(b, point.Timestamp(d.o.Clock.Day(time.Now()))), '}')))
 }

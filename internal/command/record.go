@@ -297,7 +297,9 @@ func (d *Desk) answerOrphans(ctx context.Context) {
 		if !strings.Contains(o.record.Point, between) {
 			a.point = o.record.Point
 		}
-		if err := sink.Deliver(ctx, mqtt.Message{Topic: topic, Payload: a.json(time.Now()), QoS: 1}); err != nil {
+		m := mqtt.Message{Topic: topic, QoS: 1}
+		m.Payload, m.Stamp = a.json(d.o.Clock)
+		if err := sink.Deliver(ctx, m); err != nil {
 			d.log.Error("answer not delivered", "to", o.record.Via, "topic", topic, "err", err)
 		}
 	}

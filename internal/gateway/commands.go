@@ -30,6 +30,7 @@ func (g *Gateway) openDesk(cfg *config.Config, dir string, sinks map[string]mqtt
 		Field: g.plant, Audit: g.audit,
 		Last:      func(id point.ID) (point.Sample, bool) { return g.pipeline.Last(id) }, // made later
 		ClockSet:  func() bool { return g.clock.State() != clock.Unset },
+		Clock:     g.clock,
 		Connected: g.connected, Kept: kept, Answers: sinks,
 	}, part(g.log, "commands", ""))
 }

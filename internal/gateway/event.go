@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"fieldgate/internal/audit"
-	"fieldgate/internal/clock"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
 	"fieldgate/internal/queue"
@@ -79,10 +78,7 @@ func (h *herald) eventsDropped() uint64 {
 // dated returns m, whose payload ends with a time that was told just now, as it
 // is to be published: it says if the clock is not set.
 func (g *Gateway) dated(m mqtt.Message) mqtt.Message {
-	if g.clock.State() == clock.Unset {
-		m.Stamp = uint32(len(m.Payload) - len(`"}`) - len(clock.Layout))
-		m.Payload = append(m.Payload[:len(m.Payload)-1], clock.Unsynced+"}"...)
-	}
+	m.Payload, m.Stamp = g.clock.Dated(m.Payload)
 	return m
 }
 

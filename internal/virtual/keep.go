@@ -70,7 +70,7 @@ func (s *Set) load(now time.Time) {
 			s.log.Warn("kept value does not fit its point any more", "point", id, "err", err)
 			continue
 		}
-		c.sample, c.kept = point.Sample{ID: c.point.ID, Value: v, Quality: point.Good, Time: now.UTC()}, v
+		c.sample, c.kept = point.Sample{ID: c.point.ID, Value: v, Quality: point.Good, Time: now}, v
 		if c.source.Stale > 0 { // it is not known how old it is
 			c.sample.Quality, c.until = point.Uncertain, now.Add(c.source.Stale)
 		}

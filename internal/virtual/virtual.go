@@ -96,7 +96,7 @@ func New(devices []config.Device, dir string, emit func([]point.Sample), log *sl
 		}
 		for j, p := range devices[i].Points {
 			c := &cell{point: p, source: devices[i].Sources[j]}
-			c.sample = point.Sample{ID: p.ID, Quality: point.Bad, Time: now.UTC()}
+			c.sample = point.Sample{ID: p.ID, Quality: point.Bad, Time: now}
 			if !c.source.Initial.IsZero() {
 				c.sample.Value, c.sample.Quality, c.kept = c.source.Initial, point.Good, c.source.Initial
 			}
@@ -197,7 +197,7 @@ func (s *Set) Read(_ context.Context, ids ...point.ID) ([]point.Sample, error) {
 // and emits it.
 func (s *Set) set(c *cell, v point.Value, q point.Quality, until time.Time, save time.Duration) {
 	now := time.Now()
-	c.sample = point.Sample{ID: c.point.ID, Value: v, Quality: q, Time: now.UTC()}
+	c.sample = point.Sample{ID: c.point.ID, Value: v, Quality: q, Time: now}
 	c.until = until
 	if s.begun {
 		s.emit([]point.Sample{c.sample})
@@ -233,7 +233,7 @@ func (s *Set) age(c *cell, now time.Time) {
 		return
 	}
 	c.until = time.Time{}
-	c.sample = point.Sample{ID: c.point.ID, Quality: point.Bad, Time: now.UTC()}
+	c.sample = point.Sample{ID: c.point.ID, Quality: point.Bad, Time: now}
 	s.log.Info("no message for too long, the value no longer counts", "point", c.point.ID, "topic", c.source.Topic, "after", c.source.Stale)
 	c.said = ""
 	if s.begun {
