@@ -49,6 +49,7 @@ type site struct {
 	queue  *queue.Queue
 	uplink *uplink.Uplink
 	bridge *Bridge
+	served sync.Once
 	parts  sync.WaitGroup
 	ctx    context.Context
 }
@@ -97,9 +98,14 @@ func (s *site) bridgeTo(url string, q config.Queue, rules ...config.BridgeRule) 
 	}
 	s.uplink = uplink.New(c, s.queue, mqtt.Message{}, mqtt.Message{}, s.bridge.Subscriptions(), log)
 	s.uplink.OnSend, s.bridge.Connected = s.bridge.Sent, s.uplink.Connected
-	s.parts.Go(func() { _ = s.broker.Run(s.ctx) })
+	s.serve()
 	s.parts.Go(func() { _ = s.queue.Run(s.ctx) })
 	s.parts.Go(func() { _ = s.uplink.Run(s.ctx) })
+}
+
+// serve lets clients in.
+func (s *site) serve() {
+	s.served.Do(func() { s.parts.Go(func() { _ = s.broker.Run(s.ctx) }) })
 }
 
 func (s *site) connected() {
@@ -375,6 +381,31 @@ func TestAway(t *testing.T) {
 			last[r.Topic] = r.Payload
 		}
 	}
+}
+
+// What clients have had retained goes up when the gateway starts, if the rule
+// keeps that.
+func TestRetainedAtStart(t *testing.T) {
+	t.Parallel()
+	up := mosquittotest.Start(t, mosquittotest.Options{})
+	sub := up.Subscribe([]string{"#"})
+	s := open(t, "gw1")
+	s.serve()
+	c := s.client("plc")
+	publish(t, c, "a/kept", "1", 1, true)
+	publish(t, c, "b/kept", "2", 1, true)
+	publish(t, c, "a/live", "3", 1, false)
+	if err := s.broker.Deliver(t.Context(), mqtt.Message{Topic: "a/ours", Payload: []byte("4"), QoS: 1, Retain: true}); err != nil {
+		t.Fatal(err)
+	}
+	s.bridgeTo(up.URL(), config.Queue{Commit: time.Minute},
+		config.BridgeRule{Out: true, Filter: "a/#", QoS: 1}, config.BridgeRule{Out: true, Filter: "b/#", QoS: 1, DropRetain: true})
+	s.connected()
+	check(t, showed(sub.Next(1)[0]), "a/kept=1 q1 retain=false")
+	publish(t, c, "b/end", "5", 1, true)
+	check(t, showed(sub.Next(1)[0]), "b/end=5 q1 retain=false")
+	late := up.Subscribe([]string{"#"})
+	check(t, showed(late.Next(1)[0]), "a/kept=1 q1 retain=true")
 }
 
 // fast does not wait for the disk.
