@@ -329,11 +329,12 @@ func TestNewerStateWins(t *testing.T) {
 // disk; many share one write. Later all of them arrive, each client's in order.
 func TestAway(t *testing.T) {
 	t.Parallel()
-	up := mosquittotest.Start(t, mosquittotest.Options{})
+	up := mosquittotest.Start(t, mosquittotest.Options{Persistent: true})
+	sub := up.Subscribe([]string{"#"}, "-c") // its session outlives the broker
 	s := open(t, "gw1")
 	s.bridgeTo(up.URL(), config.Queue{Commit: time.Hour}, config.BridgeRule{Out: true, Filter: "#", QoS: 2})
 	s.connected()
-	up.Kill()
+	up.Stop()
 	eventually(t, "away", func() bool { return !s.uplink.Connected() })
 	const clients, each = 8, 100
 	first := s.client("first")
@@ -366,7 +367,6 @@ func TestAway(t *testing.T) {
 		t.Errorf("%d syncs for %d messages", n, clients*each)
 	}
 	up.Restart()
-	sub := up.Subscribe([]string{"#"})
 	last := make(map[string]string)
 	count := 0
 	for count < clients*each {
