@@ -192,9 +192,9 @@ type value[V any] struct {
 	read func(d *decoder, n *node) (V, bool)
 }
 
-// field is one key of an object that is decoded into a T: the one description
-// that decoding, suggestions and the JSON Schema share.
-type field[T any] struct {
+// spec is what is known of one key, whatever its value goes into: the one
+// description that decoding, suggestions and the JSON Schema share.
+type spec struct {
 	name     string
 	doc      string
 	standard string // the default, as YAML
@@ -203,13 +203,18 @@ type field[T any] struct {
 	hidden   bool     // its value is never shown
 	also     []string // what others call it, for suggestions
 	schema   schema
-	read     func(d *decoder, t *T, n *node)
+}
+
+// field is one key of an object that is decoded into a T.
+type field[T any] struct {
+	spec
+	read func(d *decoder, t *T, n *node)
 }
 
 // key describes a key: its name, where its value goes, the form of that value,
 // and what it is for.
-func key[T, V any](name string, to func(*T) *V, v value[V], doc string) field[T] {
-	return field[T]{name: name, doc: doc, schema: v.schema, read: func(d *decoder, t *T, n *node) {
+func key[T, V any](name string, to func(*T) *V, v value[V], doc string) *field[T] {
+	return &field[T]{spec{name: name, doc: doc, schema: v.schema}, func(d *decoder, t *T, n *node) {
 		if got, ok := v.read(d, n); ok {
 			*to(t) = got
 		}
@@ -217,60 +222,79 @@ func key[T, V any](name string, to func(*T) *V, v value[V], doc string) field[T]
 }
 
 // def gives a key its default, written as in the file.
-func (f field[T]) def(text string) field[T] { f.standard = text; return f }
+func (f *field[T]) def(text string) *field[T] { f.standard = text; return f }
 
 // must makes a key required.
-func (f field[T]) must() field[T] { f.required = true; return f }
+func (f *field[T]) must() *field[T] { f.required = true; return f }
 
 // hide keeps a key's value out of every fault.
-func (f field[T]) hide() field[T] { f.hidden = true; return f }
+func (f *field[T]) hide() *field[T] { f.hidden = true; return f }
 
 // aka names what other products call a key.
-func (f field[T]) aka(words ...string) field[T] { f.also = words; return f }
+func (f *field[T]) aka(words ...string) *field[T] { f.also = words; return f }
 
 // later describes a key that this version does not have yet. It is refused
 // rather than ignored.
-func later[T any](name, doc string) field[T] {
-	return field[T]{name: name, doc: doc, later: true, schema: schema{{"not", schema{}}},
-		read: func(d *decoder, _ *T, n *node) { d.shapef(n, "is not in this version yet; remove it") }}
+func later[T any](name, doc string) *field[T] {
+	return &field[T]{spec{name: name, doc: doc, later: true, schema: schema{{"not", schema{}}}},
+		func(d *decoder, _ *T, n *node) { d.shapef(n, "is not in this version yet; remove it") }}
+}
+
+// form is a map with known keys, whatever it is decoded into. What can be done
+// with that alone is done here and not in object, whose code there is once for
+// each T: that is 0.2 MB of the program.
+type form struct {
+	name  string // what a person calls it: "a bus"
+	doc   string
+	keys  []*spec
+	extra schema // what else the JSON Schema says
 }
 
 // object is a map with known keys that is decoded into a T.
 type object[T any] struct {
-	name   string // what a person calls it: "a bus"
-	doc    string
-	fields []field[T]
-	extra  schema // what else the JSON Schema says
-	zero   T      // with the defaults
+	form
+	fields []*field[T] // of form.keys
+	zero   T           // with the defaults
 }
 
 // newObject describes a map with known keys. zero holds what is to stand where a
 // key without a default is not given.
-func newObject[T any](name, doc string, zero T, fields ...field[T]) *object[T] {
-	o := &object[T]{name: name, doc: doc, zero: zero, fields: fields}
-	if len(fields) > 64 {
-		panic("config: too many keys in " + name) // see seen in fill
-	}
-	for i := range fields {
-		if fields[i].standard == "" {
-			continue
-		}
-		d := decoder{set: new(yamltree.Set), words: make(map[string]string)}
-		n, errs := d.set.Parse("default", []byte(fields[i].standard))
-		if len(errs) == 0 {
-			fields[i].read(&d, &o.zero, n)
-		}
-		if len(errs) > 0 || len(d.found) > 0 {
-			panic(fmt.Sprintf("config: the default of %s in %s is wrong: %v %v", fields[i].name, name, errs, d.found))
-		}
-	}
+func newObject[T any](name, doc string, zero T, fields ...*field[T]) *object[T] {
+	o := &object[T]{form: form{name: name, doc: doc}, zero: zero}
+	o.add(fields...)
 	return o
 }
 
+// add appends keys.
+func (o *object[T]) add(fields ...*field[T]) {
+	for _, f := range fields {
+		o.fields = append(o.fields, f)
+		o.know(&f.spec, func(d *decoder, n *node) { f.read(d, &o.zero, n) })
+	}
+}
+
+// know appends a key, whose default goes where read puts it.
+func (o *form) know(k *spec, read func(d *decoder, n *node)) {
+	if o.keys = append(o.keys, k); len(o.keys) > 64 {
+		panic("config: too many keys in " + o.name) // see seen in fill
+	}
+	if k.standard == "" {
+		return
+	}
+	d := decoder{set: new(yamltree.Set), words: make(map[string]string)}
+	n, errs := d.set.Parse("default", []byte(k.standard))
+	if len(errs) == 0 {
+		read(&d, n)
+	}
+	if len(errs) > 0 || len(d.found) > 0 {
+		panic(fmt.Sprintf("config: the default of %s in %s is wrong: %v %v", k.name, o.name, errs, d.found))
+	}
+}
+
 // names returns the known keys.
-func (o *object[T]) names() []string {
-	names := make([]string, 0, len(o.fields))
-	for _, f := range o.fields {
+func (o *form) names() []string {
+	names := make([]string, 0, len(o.keys))
+	for _, f := range o.keys {
 		if !f.later {
 			names = append(names, f.name)
 		}
@@ -279,8 +303,8 @@ func (o *object[T]) names() []string {
 }
 
 // suggest returns what to write in place of an unknown key.
-func (o *object[T]) suggest(word string) string {
-	for _, f := range o.fields {
+func (o *form) suggest(word string) string {
+	for _, f := range o.keys {
 		for _, a := range f.also {
 			if strings.EqualFold(plain(a), plain(word)) {
 				return "it is called " + f.name + " here"
@@ -291,7 +315,7 @@ func (o *object[T]) suggest(word string) string {
 		return "if it is what follows a decimal comma, write a point instead"
 	}
 	if i := strings.IndexByte(word, ':'); i > 0 {
-		for _, f := range o.fields {
+		for _, f := range o.keys {
 			if f.name == word[:i] {
 				return fmt.Sprintf("write a space after the colon: %s: %s", word[:i], word[i+1:])
 			}
@@ -303,6 +327,12 @@ func (o *object[T]) suggest(word string) string {
 // fill decodes n into t, which holds the defaults. It returns false if n is no
 // map, which it has reported.
 func (o *object[T]) fill(d *decoder, n *node, t *T) bool {
+	return o.each(d, n, func(i int, v *node) { o.fields[i].read(d, t, v) })
+}
+
+// each calls read for each known key of n with its index and value, and reports
+// the others. It returns false if n is no map, which it has reported.
+func (o *form) each(d *decoder, n *node, read func(i int, v *node)) bool {
 	if n.Kind != yamltree.Map {
 		names := o.names()
 		d.wrongKind(n, fmt.Sprintf("a map of the keys of %s (%s, …)", o.name, strings.Join(names[:min(3, len(names))], ", ")), "{}")
@@ -319,9 +349,9 @@ func (o *object[T]) fill(d *decoder, n *node, t *T) bool {
 		i := o.find(k.Text, next)
 		if i < 0 {
 			strange = true
-			if next > 0 && o.fields[next-1].hidden && k.Style() == yamltree.Plain && v.IsNull() {
+			if next > 0 && o.keys[next-1].hidden && k.Style() == yamltree.Plain && v.IsNull() {
 				// {password: a,b}: the key is a part of the password.
-				d.shapef(k, "the %s before it has a comma in it; put it in quotes", o.fields[next-1].name)
+				d.shapef(k, "the %s before it has a comma in it; put it in quotes", o.keys[next-1].name)
 				continue
 			}
 			d.in(k.Text)
@@ -330,18 +360,18 @@ func (o *object[T]) fill(d *decoder, n *node, t *T) bool {
 			continue
 		}
 		next = i + 1
-		f := &o.fields[i]
+		f := o.keys[i]
 		d.in(f.name)
 		if seen&(1<<i) != 0 {
 			d.twice(k, n)
 		} else {
 			seen |= 1 << i
-			f.read(d, t, v)
+			read(i, v)
 		}
 		d.out()
 	}
-	for i := range o.fields {
-		if f := &o.fields[i]; f.required && seen&(1<<i) == 0 && !d.partial && !strange {
+	for i, f := range o.keys {
+		if f.required && seen&(1<<i) == 0 && !d.partial && !strange {
 			d.shapef(n, "%s is missing; add it: %s", f.name, f.doc)
 		}
 	}
@@ -350,13 +380,13 @@ func (o *object[T]) fill(d *decoder, n *node, t *T) bool {
 
 // find returns the index of a key, -1 if it is unknown. Keys mostly come in
 // the same order, so it looks from where the one before was found.
-func (o *object[T]) find(name string, from int) int {
-	for i := range o.fields {
+func (o *form) find(name string, from int) int {
+	for i := range o.keys {
 		j := from + i
-		if j >= len(o.fields) {
-			j -= len(o.fields)
+		if j >= len(o.keys) {
+			j -= len(o.keys)
 		}
-		if o.fields[j].name == name {
+		if o.keys[j].name == name {
 			return j
 		}
 	}
@@ -392,10 +422,10 @@ func (o *object[T]) value(t *tables, name string) value[T] {
 func ref(name string) schema { return schema{{"$ref", "#/$defs/" + name}} }
 
 // schema returns the JSON Schema of the object.
-func (o *object[T]) schema() schema {
-	props := make(schema, len(o.fields))
+func (o *form) schema() schema {
+	props := make(schema, len(o.keys))
 	var required []string
-	for i, f := range o.fields {
+	for i, f := range o.keys {
 		doc := f.doc
 		if f.later {
 			doc = "Not in this version yet: " + doc

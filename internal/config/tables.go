@@ -250,8 +250,10 @@ func devices(v value[rawDevice]) value[[]named[rawDevice]] {
 func newDevice(t *tables) value[rawDevice] {
 	t.point = newPoint(t)
 	virtual := *t.point
-	virtual.fields = slices.Clone(virtual.fields)
-	virtual.fields[0].required = false // at
+	at := *virtual.keys[0]
+	at.required = false
+	virtual.keys = slices.Clone(virtual.keys)
+	virtual.keys[0] = &at
 	t.virtual = &virtual
 	pt := t.virtual.value(t, "point")
 	points := value[*node]{
@@ -314,7 +316,7 @@ func newPoint(t *tables) *object[rawPoint] {
 		key("invalid", func(p *rawPoint) *[]raw { return &p.invalid }, rawValues(), "Raw values that mean \"no value\": [0x8000]. Of a float -9999 is the number, 0x7FC00000 its bits.").aka("nan", "error_value"),
 		key("write", func(p *rawPoint) **point.Write { return &p.write }, pointer(write), "How the point may be written; {} = without limits. Default: read only.").aka("writable", "rw", "access", "readonly"),
 	)
-	o.fields = append(o.fields, virtualKeys(t)...)
+	o.add(virtualKeys(t)...)
 	return o
 }
 
