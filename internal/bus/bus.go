@@ -12,8 +12,8 @@
 //
 // Points of one device and interval are polled together. A poll begins at a
 // start slot: multiples of its interval on the wall clock, moved by a multiple
-// of 250 ms that differs from device to device, so that a process with a
-// hundred buses wakes up four times a second and not a thousand. The first
+// of 500 ms that differs from device to device, so that a process with a
+// hundred buses wakes up twice a second and not a thousand times. The first
 // poll is made at once. A poll that is late is made when the wire is free; one
 // that is late by a whole interval is left out and counted. Of the requests that
 // may be made the one with the earliest deadline goes first - the deadline of a

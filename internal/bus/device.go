@@ -70,8 +70,9 @@ const unhurried = time.Second
 
 // slotWidth is the distance of the start slots of polls. What a poll costs is
 // mostly what it costs to wake up for it, the processor's caches included: with
-// 100 devices at one second it is 0.86 µs a point, with 125 ms 1.36.
-const slotWidth = 250 * time.Millisecond
+// 100 devices at one second it is a sixth less than with 250 ms, and a wave of 50
+// polls ends within 3 ms.
+const slotWidth = 500 * time.Millisecond
 
 // device is one unit of a bus. It belongs to Run's goroutine, but for tally.
 type device struct {

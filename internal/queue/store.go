@@ -157,7 +157,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	if q.cfg.Commit > 0 {
 		period = min(period, max(q.cfg.Commit/4, 10*time.Millisecond))
 	}
-	tick := time.NewTimer(q.untilWhole(period))
+	tick := time.NewTimer(q.untilLook(period))
 	defer tick.Stop()
 	var losses losses
 	var looked time.Time
@@ -172,9 +172,9 @@ func (q *Queue) Run(ctx context.Context) error {
 			q.persist(false)
 			continue
 		case <-tick.C:
-			tick.Reset(q.untilWhole(period))
 		}
 		q.persist(false)
+		tick.Reset(q.untilLook(period))
 		now := time.Now()
 		if now.Sub(looked) < lookEvery {
 			continue
@@ -185,10 +185,16 @@ func (q *Queue) Run(ctx context.Context) error {
 	}
 }
 
-// untilWhole returns how long it is to the next multiple of period, by the wall
-// clock of the start. Polls begin at such times, too (see package bus): a process
-// that sleeps wakes up once for both.
-func (q *Queue) untilWhole(period time.Duration) time.Duration {
+// untilLook returns how long it is to the next look: at a multiple of period, or
+// while nothing waits of two periods, by the wall clock of the start. Polls begin
+// at such times, too (see package bus): a process that sleeps wakes up once for
+// both.
+func (q *Queue) untilLook(period time.Duration) time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.stats.Messages == 0 {
+		period = min(2*period, lookEvery)
+	}
 	return period - time.Duration((q.start.UnixNano()+int64(time.Since(q.start)))%int64(period))
 }
 
