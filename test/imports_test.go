@@ -36,7 +36,7 @@ var mayImport = map[string]string{
 	"uplink":   "mqtt queue config quick",
 	"broker":   "mqtt config flash health",
 	"bridge":   "mqtt config queue uplink broker",
-	"audit":    "flash",
+	"audit":    "clock flash",
 	"command":  "clock modbus point mqtt config audit",
 	"quick":    "",
 	"group":    "",

@@ -28,6 +28,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"fieldgate/internal/clock"
 )
 
 // ErrNotRecorded is wrapped by every error of Append: the record is not on disk
@@ -57,6 +59,9 @@ type Record struct {
 	Seq  uint64    // rises by one, restarts included; from 1. Given by Append
 	Time time.Time // to the millisecond, UTC; the time of Append if zero
 
+	// Unset says that the clock was not set when Time was told. Given by Append.
+	Unset bool
+
 	Event    string // never empty
 	ID       string // of the command
 	By       string // user or client
@@ -83,6 +88,7 @@ const (
 	maxLine = 80 << 10
 
 	timeFormat = "2006-01-02T15:04:05.000Z"
+	unsynced   = "unsynced"
 )
 
 // start is what the first record of all names as the hash before it.
@@ -98,6 +104,7 @@ const (
 type form struct {
 	Seq       uint64 `json:"seq"`
 	Timestamp string `json:"timestamp"`
+	Clock     string `json:"time,omitempty"` // unsynced, as in payloads
 	Event     string `json:"event"`
 	ID        string `json:"id,omitempty"`
 	By        string `json:"by,omitempty"`
@@ -114,8 +121,12 @@ type form struct {
 
 // body returns the line of r up to its own hash.
 func (r *Record) body() []byte {
+	state := ""
+	if r.Unset {
+		state = unsynced
+	}
 	text, err := json.Marshal(form{
-		Seq: r.Seq, Timestamp: r.Time.UTC().Format(timeFormat), Event: r.Event, ID: r.ID, By: r.By, Via: r.Via, Point: r.Point,
+		Seq: r.Seq, Timestamp: r.Time.UTC().Format(timeFormat), Clock: state, Event: r.Event, ID: r.ID, By: r.By, Via: r.Via, Point: r.Point,
 		Value: r.Value, Previous: r.Previous, Status: r.Status, Reason: r.Reason, Ms: r.Ms, Prev: r.Prev,
 	})
 	if err != nil {
@@ -164,23 +175,22 @@ func parse(line []byte) (r Record, sound bool, err error) {
 		return r, false, errors.New("seq, event, prev or hash is missing")
 	}
 	r = Record{
-		Seq: f.Seq, Time: at, Event: f.Event, ID: f.ID, By: f.By, Via: f.Via, Point: f.Point,
+		Seq: f.Seq, Time: at, Unset: f.Clock == unsynced, Event: f.Event, ID: f.ID, By: f.By, Via: f.Via, Point: f.Point,
 		Value: f.Value, Previous: f.Previous, Status: f.Status, Reason: f.Reason, Ms: f.Ms, Prev: f.Prev, Hash: f.Hash,
 	}
 	body, ok := bytes.CutSuffix(line, []byte(beforeHash+r.Hash+afterHash))
 	return r, ok && hash(body) == r.Hash, nil
 }
 
-// tidy returns r as it can be written: with a time, and texts that are valid
-// and not too long.
-func (r Record) tidy(now time.Time) Record {
+// tidy returns r as it can be written: with a time, by a clock that knows
+// whether it is set, and texts that are valid and not too long.
+func (r Record) tidy(c *clock.Clock) Record {
 	if r.Time.IsZero() {
-		r.Time = now
+		r.Time = time.Now()
 	}
-	r.Time = r.Time.UTC().Truncate(time.Millisecond)
-	if y := r.Time.Year(); y < 0 || y > 9999 {
-		r.Time = time.Time{} // it would not be read again
-	}
+	ns, set := c.At(r.Time)
+	r.Unset = !set
+	r.Time = time.Unix(0, ns).UTC().Truncate(time.Millisecond)
 	for _, text := range []*string{&r.Event, &r.ID, &r.By, &r.Via, &r.Point, &r.Value, &r.Previous, &r.Status, &r.Reason} {
 		*text = cut(*text)
 	}

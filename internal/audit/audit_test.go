@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"fieldgate/internal/clock"
 )
 
 var quiet = slog.New(slog.DiscardHandler)
@@ -410,6 +412,56 @@ func TestReadSince(t *testing.T) {
 	if err := Read(dir, func(Record) error { return enough }); !errors.Is(err, enough) {
 		t.Errorf("Read = %v", err)
 	}
+}
+
+// A clock that is not set is said to be so, and what it told is not taken for old.
+func TestUnsetClock(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	state := &clockState{day: time.Date(1970, 1, 1, 0, 1, 40, 0, time.UTC)}
+	c := clock.New(clock.Source{Now: state.now, Vouch: state.vouch, Up: func(time.Time) time.Duration { return 0 }}, quiet)
+	l := open(t, dir, Options{Clock: c, FileBytes: 4096})
+	add(t, l, 0, 20)
+	state.set(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
+	c.Look()
+	add(t, l, 20, 22)
+	shut(t, l)
+	var all []Record
+	if err := ReadSince(dir, time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC), func(r Record) error { all = append(all, r); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if len(all) != 22 || !all[0].Unset || all[0].Time.Year() != 1970 || all[21].Unset || all[21].Time.Year() != 2026 {
+		t.Errorf("%d records, %+v to %+v", len(all), all[0], all[len(all)-1])
+	}
+	if !bytes.Contains(all[0].JSON(), []byte(`"timestamp":"1970-01-01T00:01:40.`)) || !bytes.Contains(all[0].JSON(), []byte(`"time":"unsynced"`)) {
+		t.Errorf("JSON() = %s", all[0].JSON())
+	}
+	whole(t, dir)
+}
+
+// clockState is a time of day that somebody sets.
+type clockState struct {
+	mu  sync.Mutex
+	day time.Time
+}
+
+func (s *clockState) now() (day, moment time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.day, time.Now()
+}
+
+func (s *clockState) vouch(day time.Time) (bool, string) {
+	if day.Before(clock.Epoch) {
+		return false, "it is 1970"
+	}
+	return true, ""
+}
+
+func (s *clockState) set(day time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.day = day
 }
 
 // TestShared has many callers at once: they share syncs.

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"fieldgate/internal/clock"
 	"fieldgate/internal/flash"
 )
 
@@ -42,6 +43,10 @@ type Options struct {
 	// OnRecord is called for each record once it is on disk, in order. It must
 	// not block and must not call the Log.
 	OnRecord func(Record)
+
+	// Clock tells the times of records, and whether it was set then. nil
+	// believes the machine's.
+	Clock *clock.Clock
 }
 
 // Stats is what a Log did since the start, and what it cost.
@@ -60,6 +65,7 @@ type Log struct {
 	fileBytes int64
 	files     int
 	onRecord  func(Record)
+	clock     *clock.Clock
 	log       *slog.Logger
 
 	mu      sync.Mutex
@@ -106,7 +112,7 @@ type entry struct {
 // error means that another process has the record open. Close must follow.
 func Open(dir string, o Options, log *slog.Logger) (*Log, error) {
 	l := &Log{
-		folder: filepath.Join(dir, folderName), fileBytes: o.FileBytes, files: o.Files, onRecord: o.OnRecord, log: log,
+		folder: filepath.Join(dir, folderName), fileBytes: o.FileBytes, files: o.Files, onRecord: o.OnRecord, clock: o.Clock, log: log,
 		last: place{0, start},
 	}
 	if l.fileBytes <= 0 {
@@ -130,7 +136,7 @@ func (l *Log) Append(ctx context.Context, r Record) (Record, error) {
 	if r.Event == "" {
 		return r, fmt.Errorf("%w: it names no event", ErrNotRecorded)
 	}
-	e := &entry{record: r.tidy(time.Now()), done: make(chan error, 1)}
+	e := &entry{record: r.tidy(l.clock), done: make(chan error, 1)}
 	l.mu.Lock()
 	switch {
 	case l.closed:
@@ -216,7 +222,7 @@ func (l *Log) write(group []*entry) error {
 	}
 	records := make([]Record, 0, len(notes)+len(group))
 	for _, n := range notes {
-		records = append(records, n.tidy(time.Now()))
+		records = append(records, n.tidy(l.clock))
 	}
 	for _, e := range group {
 		records = append(records, e.record)

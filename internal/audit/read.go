@@ -17,15 +17,15 @@ import (
 // Verify to say.
 func Read(dir string, each func(Record) error) error { return ReadSince(dir, time.Time{}, each) }
 
-// ReadSince is Read for what was recorded at since or later: it does not read
-// files that hold only what is older.
+// ReadSince is Read for what was recorded at since or later, or at a time that
+// the clock did not know. Files that hold only what is older it does not read.
 func ReadSince(dir string, since time.Time, each func(Record) error) error {
 	bad := 0
 	err := scan(dir, since, func(r Record, l line) error {
 		switch {
 		case l.err != nil && !l.last:
 			bad++
-		case l.err == nil && !r.Time.Before(since):
+		case l.err == nil && (r.Unset || !r.Time.Before(since)):
 			return each(r)
 		}
 		return nil
@@ -87,7 +87,7 @@ func scan(dir string, since time.Time, each func(Record, line) error) error {
 	return nil
 }
 
-// firstTime returns the time of the first record in a file.
+// firstTime returns the time of the first record in a file that knows it.
 func firstTime(path string) (at time.Time, err error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -95,16 +95,16 @@ func firstTime(path string) (at time.Time, err error) {
 	}
 	defer f.Close()
 	err = lines(f, func(text []byte, _ bool) error {
-		r, _, err := parse(text)
-		if err == nil {
-			at, err = r.Time, errEnough
+		if r, _, err := parse(text); err == nil && !r.Unset {
+			at = r.Time
+			return errEnough
 		}
-		return err
+		return nil // the next one will do
 	})
 	if errors.Is(err, errEnough) {
-		err = nil
+		return at, nil
 	}
-	return at, err
+	return at, errors.Join(err, fmt.Errorf("%s: no record in it knows its time", path))
 }
 
 // maxBreaks bounds what a Report lists.

@@ -91,7 +91,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	told := make(map[string]mqtt.Sink) // of sinks, those that the herald speaks to
 	g.herald = newHerald(cfg.Status, g, told)
 	if writable(cfg.Devices) || len(cfg.Commands) > 0 {
-		l, err := audit.Open(dir, audit.Options{OnRecord: g.herald.record}, part(log, "audit", ""))
+		l, err := audit.Open(dir, audit.Options{OnRecord: g.herald.record, Clock: g.clock}, part(log, "audit", ""))
 		if err != nil {
 			return nil, err
 		}
