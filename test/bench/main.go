@@ -51,6 +51,7 @@ func sections() []section {
 		{"rtu", "A serial line, read back to back", rtuAbout, benchRTU},
 		{"dead", "The same line with one device of five dead", deadAbout, benchDead},
 		{"tcp", "Modbus TCP", tcpAbout, benchTCP},
+		{"server", "Our Modbus server beside libmodbus's", serverAbout, benchServer},
 		{"load", "100 TCP devices of 100 points, read every second", loadAbout, benchLoad},
 		{"memory", "Memory and size", memoryAbout, benchMemory},
 		{"start", "From exec to the first value", startAbout, benchStart},
@@ -83,7 +84,7 @@ func run(ctx context.Context, out, only string) error {
 		return fmt.Errorf("%w; run make build first", err)
 	}
 	b := &bench{dir: dir, binary: binary}
-	for _, peer := range []string{"server", "poll"} {
+	for _, peer := range []string{"server", "poll", "load"} {
 		if err := command("gcc", "-std=c11", "-O2", "-D_DEFAULT_SOURCE", "-o", filepath.Join(dir, peer),
 			"test/peers/"+peer+".c", "-I/usr/include/modbus", "-lmodbus"); err != nil {
 			return err

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/simulate"
+)
+
+const serverAbout = `
+Requests a second to a Modbus TCP server with 10,000 holding registers: ours, in a gateway that polls those 10,000 registers once
+a second from a simulated device, a point each; and libmodbus's (test/peers/server.c), which has them in an array. The load is the
+same program for both (test/peers/load.c): each client reads 10 or 125 registers somewhere, takes the answer and asks again at once.
+Nine turns of a second each, one after the other; the ratio is the median of the turns'. The load, the server and the simulated
+device share the machine's processors. Processor time is that of the server's process a request.`
+
+const serverRegisters = 10_000
+
+// serverConfig polls registers from a device and serves them under the same
+// numbers.
+func serverConfig(device string, port int) string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "site: { id: bench }\nbuses: { plc: { tcp: \"%s\" } }\ndevices:\n  d:\n    bus: plc\n    every: 1s\n    points:\n", device)
+	for i := range serverRegisters {
+		fmt.Fprintf(&s, "      p%d: { at: holding %d }\n", i, i)
+	}
+	fmt.Fprintf(&s, "servers:\n  - listen: tcp://127.0.0.1:%d\n    map:\n", port)
+	for i := range serverRegisters {
+		fmt.Fprintf(&s, "      holding %d: d.p%d\n", i, i)
+	}
+	return s.String()
+}
+
+func benchServer(ctx context.Context, b *bench) ([]row, error) {
+	const turns = 9
+	p := &simulate.Plant{Buses: []*simulate.Bus{{
+		Name: "plc", Kind: config.TCP, Address: "127.0.0.1:0",
+		Devices: simulate.Devices{simulate.New(simulate.Settings{Name: "d", Unit: modbus.UnitID(1), Fill: true})},
+	}}}
+	stop, err := plant(p)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	ours, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	theirs, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	gw, err := b.gateway(serverConfig(p.Buses[0].Addr(), ours))
+	if err != nil {
+		return nil, err
+	}
+	defer gw.stop()
+	peer, err := start(nil, filepath.Join(b.dir, "server"), "tcp", strconv.Itoa(theirs), strconv.Itoa(serverRegisters))
+	if err != nil {
+		return nil, err
+	}
+	defer peer.stop()
+	for _, port := range []int{ours, theirs} {
+		if err := dialled(port); err != nil {
+			return nil, fmt.Errorf("%w: %s", err, gw.log.String())
+		}
+	}
+	if err := pause(ctx, 3*time.Second); err != nil { // every register was read
+		return nil, err
+	}
+	var rows []row
+	for _, c := range []struct {
+		what           string
+		clients, count int
+		depth          int
+		target         float64
+	}{
+		{"one client, 10 registers a read", 1, 10, 1, 0.9},
+		{"one client, 125 registers a read", 1, 125, 1, 0.9},
+		{"32 clients, 10 registers a read", 32, 10, 1, 2},
+		{"32 clients, 125 registers a read", 32, 125, 1, 0},
+		{"32 clients, 10 registers a read, 4 requests at once", 32, 10, 4, 2},
+	} {
+		var ratios, a, z []float64
+		var spent [2]time.Duration
+		var asked [2]float64
+		for range turns {
+			var rate [2]float64
+			for i, s := range []struct {
+				port int
+				p    *process
+			}{{ours, gw}, {theirs, peer}} {
+				before, err := s.p.cpu()
+				if err != nil {
+					return nil, err
+				}
+				n, seconds, err := b.load(ctx, s.port, c.clients, c.count, c.depth)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", c.what, err)
+				}
+				after, err := s.p.cpu()
+				if err != nil {
+					return nil, err
+				}
+				rate[i] = n / seconds
+				spent[i] += after - before
+				asked[i] += n
+			}
+			ratios, a, z = append(ratios, rate[0]/rate[1]), append(a, rate[0]), append(z, rate[1])
+		}
+		slices.Sort(ratios)
+		slices.Sort(a)
+		slices.Sort(z)
+		ratio := ratios[turns/2]
+		r := row{what: c.what, measured: fmt.Sprintf("%.2f × (%.0f and %.0f requests/s, %.1f and %.1f µs each)", ratio, a[turns/2], z[turns/2],
+			spent[0].Seconds()*1e6/asked[0], spent[1].Seconds()*1e6/asked[1])}
+		if c.target > 0 {
+			r.target, r.ok = fmt.Sprintf("≥ %.1f × libmodbus", c.target), ratio >= c.target
+		}
+		rows = append(rows, r)
+	}
+	return rows, gw.alive()
+}
+
+// load asks a server for a second and returns how many requests were answered.
+func (b *bench) load(ctx context.Context, port, clients, count, depth int) (requests, seconds float64, err error) {
+	cmd := exec.CommandContext(ctx, filepath.Join(b.dir, "load"), strconv.Itoa(port), strconv.Itoa(clients), strconv.Itoa(count),
+		strconv.Itoa(serverRegisters), "1", strconv.Itoa(depth))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return 0, 0, fmt.Errorf("load: %w: %s", err, out.String())
+	}
+	var failures int
+	if _, err := fmt.Sscan(out.String(), &requests, &failures, &seconds); err != nil || failures > 0 || requests == 0 {
+		return 0, 0, fmt.Errorf("load says %q: %v", out.String(), err)
+	}
+	return requests, seconds, nil
+}
