@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -21,6 +20,7 @@ import (
 
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/mqtt/mosquittotest"
+	"fieldgate/test/link"
 )
 
 // meter is a device whose holding registers 0 and 1 count its polls, so that no
@@ -74,68 +74,31 @@ func serveMeter(t *testing.T) (*meter, string) {
 	return m, l.Addr().String()
 }
 
-// link is the way to a broker, which a test can close.
-type link struct {
-	to string
-	l  net.Listener
-
-	mu    sync.Mutex
-	down  bool
-	conns []net.Conn
-}
-
-func newLink(t *testing.T, to string) *link {
+// newLink lays a link to a broker until the test ends.
+func newLink(t *testing.T, to string) *link.Link {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	k, err := link.New(to)
 	if err != nil {
 		t.Fatal(err)
 	}
-	k := &link{to: to, l: l}
-	go k.accept() // ends with l
-	t.Cleanup(func() {
-		_ = l.Close()
-		k.set(true)
-	})
+	t.Cleanup(k.Cut)
 	return k
 }
 
-func (k *link) accept() {
-	for {
-		in, err := k.l.Accept()
-		if err != nil {
-			return
-		}
-		out, err := net.Dial("tcp", k.to)
-		k.mu.Lock()
-		if k.down || err != nil {
-			_ = in.Close()
-			if err == nil {
-				_ = out.Close()
-			}
-			k.mu.Unlock()
-			continue
-		}
-		k.conns = append(k.conns, in, out)
-		k.mu.Unlock()
-		for _, c := range [][2]net.Conn{{in, out}, {out, in}} {
-			go func() { // ends with either of the two
-				_, _ = io.Copy(c[0], c[1])
-				_, _ = c[0].Close(), c[1].Close()
-			}()
-		}
+// flip opens the link or cuts it, as the dice fall.
+func flip(t *testing.T, k *link.Link, rnd *rand.Rand) {
+	t.Helper()
+	if rnd.IntN(2) == 0 {
+		k.Cut()
+	} else {
+		open(t, k)
 	}
 }
 
-// set closes the link, or opens it.
-func (k *link) set(down bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.down = down
-	if down {
-		for _, c := range k.conns {
-			_ = c.Close()
-		}
-		k.conns = nil
+func open(t *testing.T, k *link.Link) {
+	t.Helper()
+	if err := k.Open(); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -198,25 +161,25 @@ buses: { plc: { tcp: "%s" } }
 devices: { meter: { bus: plc, every: 10ms, points: { n: { at: holding 0, type: uint32 } } } }
 publish: [ { when: each, fields: [seq] } ]
 uplinks: { cloud: { url: "mqtt://%s", queue: { commit: %v } } }
-`, addr, k.l.Addr(), commit)
+`, addr, k.Addr(), commit)
 	if err := os.WriteFile(path, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	var killed []time.Time
 	for range kills {
-		k.set(rnd.IntN(2) == 0)
+		flip(t, k, rnd)
 		gw := start(t, binary, "-c", path, "run", "--data", filepath.Join(dir, "data"))
 		// Often in the first moments, in which the file is read and made.
 		time.Sleep(time.Duration(rnd.IntN([]int{150, 800, 3000}[rnd.IntN(3)])) * time.Millisecond)
 		if rnd.IntN(3) == 0 {
-			k.set(rnd.IntN(2) == 0)
+			flip(t, k, rnd)
 			time.Sleep(time.Duration(rnd.IntN(500)) * time.Millisecond)
 		}
 		killed = append(killed, time.Now())
 		_ = gw.cmd.Process.Kill()
 		<-gw.done
 	}
-	k.set(false)
+	open(t, k)
 	gw := start(t, binary, "-c", path, "run", "--data", filepath.Join(dir, "data"))
 	before := len(m.polls())
 	eventually(t, "polled again", func() bool { return len(m.polls()) > before+50 })
@@ -318,7 +281,7 @@ func TestBadDisk(t *testing.T) {
 			m, addr := serveMeter(t)
 			upstream := mosquittotest.Start(t, mosquittotest.Options{})
 			k := newLink(t, upstream.Addr())
-			k.set(true)
+			k.Cut()
 			port := freePort(t)
 			path := filepath.Join(dir, "fieldgate.yaml")
 			if err := os.WriteFile(path, fmt.Appendf(nil, `
@@ -328,7 +291,7 @@ devices: { meter: { bus: plc, every: 50ms, points: { n: { at: holding 0, type: u
 publish: [ { when: each, fields: [seq] } ]
 uplinks: { cloud: { url: "mqtt://%s", queue: { commit: 200ms } } }
 broker: { listen: ["mqtt://127.0.0.1:%d"], anonymous: true }
-`, addr, k.l.Addr(), port), 0o600); err != nil {
+`, addr, k.Addr(), port), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if tt.used {
@@ -346,7 +309,7 @@ broker: { listen: ["mqtt://127.0.0.1:%d"], anonymous: true }
 			up := subscribeMeter(t, upstream.Port)
 
 			time.Sleep(4 * time.Second) // the uplink is away, the file is wanted
-			k.set(false)
+			open(t, k)
 			away := len(m.polls())
 			eventually(t, "what waited arrives", func() bool { got := arrivals(t, up); return len(got) > away })
 			time.Sleep(2 * time.Second)

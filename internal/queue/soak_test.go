@@ -11,5 +11,6 @@ func TestSoak(t *testing.T) {
 	t.Run("CrashImages", TestCrashImages)
 	t.Run("Killed", TestKilled)
 	t.Run("FileAgainstModel", TestFileAgainstModel)
+	t.Run("DayOfOutage", TestDayOfOutage)
 	t.Run("RecordedImages", TestRecordedImages)
 }

@@ -27,7 +27,8 @@ type backoff struct {
 // While the network or the broker is away, the bound is a twentieth of the time
 // that it has been: someone who restarts a broker for 20 s finds the gateway
 // back within a second, one that is away for an hour is looked for every two
-// minutes. After a refusal (a wrong password, a bad certificate) the bound
+// minutes. So does a broker that let us in before and ends the connection instead
+// of an answer. After a refusal (a wrong password, a bad certificate) the bound
 // doubles with each try, because a retry is no cure and may lock an account.
 func (b *backoff) next(now time.Time, refused bool) time.Duration {
 	if b.since.IsZero() {

@@ -46,6 +46,26 @@ func TestOutageWithRestart(t *testing.T) {
 	}
 }
 
+// TestBackAfterHangups has the way to the broker accept connections and end them,
+// as a balancer does with nothing behind it: the uplink is back within a second
+// of it, since this broker has let it in before.
+func TestBackAfterHangups(t *testing.T) {
+	t.Parallel()
+	b := mosquittotest.Start(t, mosquittotest.Options{})
+	k := newLink(t, b.Addr())
+	r := run(t, settings(k.url()), nil)
+	r.connected(t)
+	k.setRefuse(true)
+	k.cut()
+	time.Sleep(6 * time.Second) // waits of 1, 2, 4 s and so on would be far along
+	k.setRefuse(false)
+	begin := time.Now()
+	r.connected(t)
+	if d := time.Since(begin); d > 2*time.Second {
+		t.Errorf("connected %v after the broker was there", d)
+	}
+}
+
 // TestBackfillFromTheFile drains a backlog that is not in memory, with the
 // link cut in the middle of it.
 func TestBackfillFromTheFile(t *testing.T) {

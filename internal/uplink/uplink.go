@@ -138,7 +138,7 @@ func (u *Uplink) Run(ctx context.Context) error {
 			continue
 		}
 		fault := u.failed(err, lasted)
-		wait := time.NewTimer(u.backoff.next(time.Now(), fault.Refused))
+		wait := time.NewTimer(u.backoff.next(time.Now(), fault.Refused && !u.onItsWay(fault)))
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
@@ -147,6 +147,14 @@ func (u *Uplink) Run(ctx context.Context) error {
 	}
 	u.setStatus(Status{Word: "Stopped"})
 	return nil
+}
+
+// onItsWay reports whether what looks like a refusal is more likely a broker
+// that is away: it has let us in before, and now the connection ends instead of
+// an answer. So does that to a balancer with nothing behind it, or to a broker
+// that is still starting.
+func (u *Uplink) onItsWay(f *Fault) bool {
+	return u.connects.Load() > 0 && f.Step != StepSession && isHangup(f)
 }
 
 // Status returns how the uplink stands now.
