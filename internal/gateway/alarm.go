@@ -111,6 +111,13 @@ func (s *siren) look(now time.Time) {
 			Reason: "sessions and retained messages of the broker are in memory only: " + fault,
 		})
 	}
+	if g.audit != nil {
+		fault := g.audit.Stats().Fault
+		s.hold(now, fault != "", alarm.Condition{
+			Name: "audit_disk", Severity: alarm.Critical,
+			Reason: "who writes what cannot be recorded, so writes are refused: " + fault,
+		})
+	}
 	if g.clock.State() == clock.Unset {
 		return // no day is known, so no days left either
 	}

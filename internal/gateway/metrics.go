@@ -168,6 +168,18 @@ func writeUplinks(w *metrics.Writer, uplinks map[string]UplinkStatus) {
 		{"fieldgate_queue_damaged_total", metrics.Counter, "Messages lost because the queue's file could not be read.", func(u UplinkStatus) float64 { return float64(u.Damaged) }},
 		{"fieldgate_queue_file_fault", metrics.Gauge, "1 while the queue's file takes nothing.", func(u UplinkStatus) float64 { return truth(u.File != "") }},
 	})
+	var bridges []labelled[BridgeStatus]
+	for _, u := range list {
+		if b := u.of.Bridge; b != nil {
+			bridges = append(bridges, labelled[BridgeStatus]{*b, u.labels})
+		}
+	}
+	writeFigures(w, bridges, []figure[BridgeStatus]{
+		{"fieldgate_bridge_out_total", metrics.Counter, "Messages taken upstream.", func(b BridgeStatus) float64 { return float64(b.Out) }},
+		{"fieldgate_bridge_in_total", metrics.Counter, "Messages taken from upstream.", func(b BridgeStatus) float64 { return float64(b.In) }},
+		{"fieldgate_bridge_looped_total", metrics.Counter, "Messages that came round by another bridge, left out.", func(b BridgeStatus) float64 { return float64(b.Looped) }},
+		{"fieldgate_bridge_refused_total", metrics.Counter, "Messages that the queue had no room for.", func(b BridgeStatus) float64 { return float64(b.Refused) }},
+	})
 	w.Family("fieldgate_uplink_certificate_days_left", metrics.Gauge, "Whole days until a certificate of the connection ends; below 0: it has.")
 	for _, u := range list {
 		for _, c := range u.of.Certificates {

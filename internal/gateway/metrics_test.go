@@ -1,6 +1,9 @@
 package gateway
 
 import (
+	"flag"
+	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -9,6 +12,8 @@ import (
 	"fieldgate/internal/flash"
 	"fieldgate/internal/metrics"
 )
+
+var update = flag.Bool("update", false, "write the table of docs/metrics.md anew")
 
 // families reads what Metrics writes, by family, and holds it to the rules of the
 // format: a family in one piece, no two samples alike, counters end with _total.
@@ -113,6 +118,60 @@ func TestMetricsOfEverything(t *testing.T) {
 	} {
 		if !strings.Contains("\n"+strings.Join(got[name], "\n")+"\n", "\n"+want+"\n") {
 			t.Errorf("%s is %q, want %s in it", name, got[name], want)
+		}
+	}
+}
+
+// docs/metrics.md has every family, in the order in which they are served.
+func TestMetricsPage(t *testing.T) {
+	g := opened(t, "site: { id: s }\nuplinks: { cloud: { url: mqtt://broker.example } }\n")
+	g.siren.step(t.Context(), g.start)
+	var w metrics.Writer
+	writeAlarms(&w, g.siren.board.All())
+	writeBuses(&w, map[string]BusStatus{"a": {Devices: map[string]DeviceStatus{"x": {}}}})
+	writeUplinks(&w, map[string]UplinkStatus{"cloud": {Certificates: []CertificateStatus{{}}, Bridge: &BridgeStatus{}}})
+	writeFlash(&w, FlashStatus{Broker: &flash.Report{}})
+	writeBroker(&w, BrokerStatus{})
+	writeServers(&w, map[string]ServerStatus{"s": {}})
+	writeFigures(&w, only(AuditStatus{}), auditFigures)
+	writeFigures(&w, only(PublishStatus{}), publishFigures)
+	writeProcess(&w)
+	text := string(w.Bytes())
+	w = metrics.Writer{}
+	writeGateway(&w, g.Status())
+	text = string(w.Bytes()) + text
+
+	labels := regexp.MustCompile(`([a-z]+)="`)
+	var table strings.Builder
+	help, kind, family := "", "", ""
+	for line := range strings.Lines(text) {
+		switch f := strings.SplitN(strings.TrimSpace(line), " ", 4); {
+		case f[1] == "HELP":
+			help = f[3]
+		case f[1] == "TYPE":
+			family, kind = f[2], f[3]
+		case family != "":
+			var names []string
+			for _, m := range labels.FindAllStringSubmatch(line, -1) {
+				names = append(names, m[1])
+			}
+			fmt.Fprintf(&table, "| `%s` | %s | %s | %s |\n", family, kind, strings.Join(names, ", "), help)
+			family = ""
+		}
+	}
+	const page, head = "../../docs/metrics.md", "| name | kind | labels | what |\n|---|---|---|---|\n"
+	have, err := os.ReadFile(page)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(have), head)
+	_, after, _ := strings.Cut(rest, "\n\n")
+	if want := before + head + table.String() + "\n" + after; !ok || string(have) != want {
+		if !ok || !*update {
+			t.Fatal("the table is not that of the program (go test ./internal/gateway -update writes it)")
+		}
+		if err := os.WriteFile(page, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
