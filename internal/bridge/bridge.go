@@ -135,11 +135,17 @@ func (b *Bridge) sender(r config.BridgeRule) mqtt.Handler {
 		if m.Retain && b.comesIn(m.Topic) {
 			b.memory.waits(m.Topic, key, now)
 		}
-		patience := time.Duration(-1)
+		patience, lost := time.Duration(-1), func() {}
 		if waits {
 			patience = b.patience()
+			lost = func() {
+				b.refused.Add(1)
+				if from.Refuse != nil {
+					from.Refuse()
+				}
+			}
 		}
-		safe, err := b.queue.Accept(m, patience)
+		safe, err := b.queue.Accept(m, patience, lost)
 		switch {
 		case errors.Is(err, queue.ErrClosed):
 			return b.never // the client sends it again after the stop

@@ -24,8 +24,8 @@ import (
 // its packets are left unread until some have gone.
 const maxHeld = 1024
 
-// errFull ends the connection of a client of MQTT 3 whose message was refused:
-// it has no other way to be told (clause 3.3.5 leaves no third choice).
+// errFull ends the connection of a client whose message was lost, or, with MQTT
+// 3, refused: it has no other way to be told (clause 3.3.5 leaves no third choice).
 var errFull = errors.New("its message cannot be kept, a queue is full")
 
 // heldAck is an acknowledgement that waits.
@@ -46,13 +46,26 @@ func open(waits []<-chan struct{}) []<-chan struct{} {
 	})
 }
 
+// Stages of a message: handlers have it, one of them has refused it, none has.
+const (
+	handing int32 = iota
+	refused
+	taken
+)
+
 // receive hands a client's message to those who want it, and notes for its
 // acknowledgement what they say. The error is for the library: it answers a
 // client of MQTT 5 with it.
 func (h *hook) receive(cl *mochi.Client, pk *packets.Packet) error {
-	from, refused := h.b.origin(cl), false
-	from.Refuse = func() { refused = true }
+	from, id, qos := h.b.origin(cl), pk.PacketID, pk.FixedHeader.Qos
+	var stage atomic.Int32
+	from.Refuse = func() {
+		if !stage.CompareAndSwap(handing, refused) && stage.Load() == taken {
+			h.b.lost(cl.ID, id, qos)
+		}
+	}
 	waits := open(h.b.handOut(pk, from))
+	refused := !stage.CompareAndSwap(handing, taken)
 	g := guardOf(cl)
 	if g == nil || pk.FixedHeader.Qos == 0 {
 		return nil
@@ -68,6 +81,26 @@ func (h *hook) receive(cl *mochi.Client, pk *packets.Packet) error {
 		h.b.tracks.promise(cl, pk.PacketID, waits)
 	}
 	return nil
+}
+
+// lost ends the connection of a client whose message was taken and cannot be
+// kept after all. On its return the message is taken anew.
+func (b *Broker) lost(client string, id uint16, qos byte) {
+	if qos == 0 {
+		return
+	}
+	if cl, ok := b.server.Clients.Get(client); ok && qos == 2 {
+		if pk, ok := cl.State.Inflight.Get(id); ok && pk.FixedHeader.Type == packets.Pubrec && cl.State.Inflight.Delete(id) {
+			atomic.AddInt64(&b.server.Info.Inflight, -1)
+			b.tracks.done(cl, id)
+		}
+	}
+	b.mu.Lock()
+	g := b.live[client]
+	b.mu.Unlock()
+	if g != nil {
+		g.kill(errFull)
+	}
 }
 
 // acknowledge looks at a PUBACK or PUBREC that the client's reader is about to

@@ -19,6 +19,7 @@ type desk struct {
 	mu    sync.Mutex
 	came  []string
 	holds map[string]chan struct{}
+	lose  map[string]func()
 }
 
 func (d *desk) handle(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
@@ -29,7 +30,7 @@ func (d *desk) handle(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
 	switch {
 	case strings.HasPrefix(text, "hold"):
 		c := make(chan struct{})
-		d.holds[text] = c
+		d.holds[text], d.lose[text] = c, from.Refuse
 		return c
 	case text == "refuse":
 		from.Refuse()
@@ -58,7 +59,7 @@ func (d *desk) times(payload string) (n int) {
 
 func newDesk(t *testing.T, b *testBroker) *desk {
 	t.Helper()
-	d := &desk{holds: make(map[string]chan struct{})}
+	d := &desk{holds: make(map[string]chan struct{}), lose: make(map[string]func())}
 	if _, err := b.Subscribe("safe/#", d.handle); err != nil {
 		t.Fatal(err)
 	}
@@ -251,4 +252,34 @@ func TestRefusedMessages(t *testing.T) {
 	if log := b.log.String(); !strings.Contains(log, "client cut off") {
 		t.Errorf("log:\n%s", log)
 	}
+}
+
+// A message that is lost before it is safe costs the connection, and is taken
+// again when it comes again.
+func TestLostMessages(t *testing.T) {
+	bothVersions(t, func(t *testing.T, version byte) {
+		b := run(t, everybody(), "")
+		d := newDesk(t, b)
+		for qos := byte(1); qos <= 2; qos++ {
+			payload := fmt.Sprint("hold ", qos)
+			p := connect(t, b.addr(), hello{id: "p", version: version, keep: true})
+			p.write(publishPacket(version, "safe/a", payload, qos, false, 5))
+			p.ping()
+			d.lose[payload]()
+			if head, body := p.closed(); head>>4 == 4 || head>>4 == 5 {
+				t.Errorf("packet %#x % x", head, body)
+			}
+			p = connect(t, b.addr(), hello{id: "p", version: version, keep: true})
+			again := publishPacket(version, "safe/a", payload, qos, false, 5)
+			again[0] |= 8
+			p.write(again)
+			p.ping()
+			d.safe(payload)
+			p.expect(0x30+qos<<4, 5)
+			if n := d.times(payload); n != 2 {
+				t.Errorf("QoS %d: taken %d times", qos, n)
+			}
+			p.disconnect()
+		}
+	})
 }

@@ -71,8 +71,9 @@ type Origin struct {
 
 	// Refuse tells the sender that its message is not taken: in MQTT 5 by the
 	// reason code "quota exceeded", before by ending its connection, and not at
-	// all with QoS 0. It is for the Handler, while it runs; nil where there is
-	// nobody to be told.
+	// all with QoS 0. After the Handler has returned, as long as safe is not
+	// closed, it says that the message is lost: the connection is ended, so that
+	// it is sent again. It is nil where there is nobody to be told.
 	Refuse func()
 }
 

@@ -1,7 +1,9 @@
 package queue
 
 import (
+	"cmp"
 	"errors"
+	"slices"
 	"time"
 
 	"fieldgate/internal/mqtt"
@@ -10,25 +12,34 @@ import (
 // ErrFull is what Accept answers when there is no room for the message.
 var ErrFull = errors.New("queue is full")
 
-// promise is what Accept gave for a message: all below are safe.
+// promise is what Accept gave for a message: it and all before it are safe.
 type promise struct {
-	below uint64
-	due   time.Time // when the file is asked for them
-	safe  chan struct{}
+	below    uint64 // its number, and one
+	patience time.Duration
+	due      time.Time // when the file is asked for it
+	safe     chan struct{}
+	lost     func()
 }
 
 // Accept takes one message as Deliver does and waits for nothing. safe is closed
-// once the message and all before it are in the file or gone (acknowledged, or
-// given up as Deliver says): who sent it may forget it. The file is asked only
+// once the message is in the file or acknowledged, and so is every message
+// before it, or given up: who sent it may forget it. The file is asked only
 // after patience, so that a message which is acknowledged sooner writes nothing;
 // all that wait by then share one transaction, and those that come meanwhile the
 // next. While the file takes nothing, or without one, only the acknowledgement
 // closes safe; after Close nothing does. With a patience below 0 nobody wants to
 // know, and safe is nil.
 //
-// A message that finds no room is counted as dropped and ErrFull returned.
-func (q *Queue) Accept(m mqtt.Message, patience time.Duration) (safe <-chan struct{}, err error) {
-	took, bad, err := q.take([]mqtt.Message{m}, false)
+// A message that is given up before it is safe, because the queue is full or it
+// is too old, is lost: safe is never closed, and lost is called, if not nil, in a
+// goroutine of its own. One that finds no room to begin with is counted as
+// dropped and ErrFull returned.
+func (q *Queue) Accept(m mqtt.Message, patience time.Duration, lost func()) (safe <-chan struct{}, err error) {
+	var p *promise
+	if patience >= 0 {
+		p = &promise{patience: patience, safe: make(chan struct{}), lost: lost}
+	}
+	took, bad, err := q.take([]mqtt.Message{m}, false, p)
 	switch {
 	case err != nil:
 		return nil, err
@@ -36,17 +47,35 @@ func (q *Queue) Accept(m mqtt.Message, patience time.Duration) (safe <-chan stru
 		return nil, bad
 	case took == 0:
 		return nil, ErrFull
-	case patience < 0:
+	case p == nil:
 		return nil, nil
 	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	p := promise{below: q.next(), due: time.Now().Add(patience), safe: make(chan struct{})}
-	q.promises = append(q.promises, p)
+	return p.safe, nil
+}
+
+// promise promises the message that was taken last. q.mu is held.
+func (q *Queue) promise(p *promise) {
+	p.below, p.due = q.next(), time.Now().Add(p.patience)
+	q.promises = append(q.promises, *p)
 	if q.wanted.IsZero() || p.due.Before(q.wanted) {
 		q.wantFile(p.due)
 	}
-	return p.safe, nil
+}
+
+// breakPromise ends the promise for a message that is given up, unless it is in
+// the file. q.mu is held.
+func (q *Queue) breakPromise(seq uint64) {
+	if len(q.promises) == 0 || seq < q.synced {
+		return
+	}
+	i, ok := slices.BinarySearchFunc(q.promises, seq+1, func(p promise, below uint64) int { return cmp.Compare(p.below, below) })
+	if !ok {
+		return
+	}
+	if lost := q.promises[i].lost; lost != nil {
+		go lost() // ends with lost, which may need locks of its own
+	}
+	q.promises = slices.Delete(q.promises, i, i+1)
 }
 
 // wantFile makes Run look at due whether anybody still waits for the file.
@@ -74,10 +103,8 @@ func (q *Queue) keepPromises() {
 	if n == 0 {
 		return
 	}
-	left := copy(q.promises, q.promises[n:])
-	clear(q.promises[left:])
-	q.promises = q.promises[:left]
-	if q.wanted = (time.Time{}); left > 0 {
+	q.promises = slices.Delete(q.promises, 0, n)
+	if q.wanted = (time.Time{}); len(q.promises) > 0 {
 		q.wantFile(q.promises[0].due)
 	}
 }

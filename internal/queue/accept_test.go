@@ -15,7 +15,7 @@ import (
 
 func accept(t testing.TB, q *Queue, m mqtt.Message, patience time.Duration) <-chan struct{} {
 	t.Helper()
-	safe, err := q.Accept(m, patience)
+	safe, err := q.Accept(m, patience, nil)
 	if err != nil {
 		t.Fatalf("Accept = %v", err)
 	}
@@ -108,10 +108,10 @@ func TestAcceptRefuses(t *testing.T) {
 	r.sync()
 	done(t, r.Queue, next(t, r.Queue, 1)...)
 	first := accept(t, r.Queue, m, time.Hour)
-	if _, err := r.Accept(msg(1), 0); !errors.Is(err, ErrFull) {
+	if _, err := r.Accept(msg(1), 0, nil); !errors.Is(err, ErrFull) {
 		t.Errorf("Accept = %v", err)
 	}
-	if _, err := r.Accept(mqtt.Message{Topic: "a/+"}, 0); !errors.Is(err, mqtt.ErrInvalid) {
+	if _, err := r.Accept(mqtt.Message{Topic: "a/+"}, 0, nil); !errors.Is(err, mqtt.ErrInvalid) {
 		t.Errorf("Accept = %v", err)
 	}
 	if isSafe(first) {
@@ -119,21 +119,40 @@ func TestAcceptRefuses(t *testing.T) {
 	}
 	r.end()
 	awaitSafe(t, first) // the end wrote it
-	if _, err := r.Accept(m, 0); !errors.Is(err, ErrClosed) {
+	if _, err := r.Accept(m, 0, nil); !errors.Is(err, ErrClosed) {
 		t.Errorf("Accept = %v", err)
 	}
 }
 
-// What is given up, because newer messages took its room, keeps nobody waiting.
-func TestAcceptDropped(t *testing.T) {
+// What is given up before it is safe, because newer messages took its room, is
+// never called safe; who waits is told.
+func TestAcceptLost(t *testing.T) {
 	t.Parallel()
-	r := start(t, t.TempDir(), config.Queue{Commit: time.Hour, MaxBytes: 2 * size(msg(0))})
+	const n, room = 9, 2
+	r := start(t, t.TempDir(), config.Queue{Commit: time.Hour, MaxBytes: room * size(msg(0))})
+	lost := make(chan int, n)
 	var all []<-chan struct{}
-	for i := range 9 {
-		all = append(all, accept(t, r.Queue, msg(i), time.Millisecond))
+	for i := range n {
+		safe, err := r.Accept(msg(i), time.Hour, func() { lost <- i })
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, safe)
 	}
-	for _, safe := range all {
-		awaitSafe(t, safe)
+	told := make(map[int]bool)
+	for range n - room {
+		told[<-lost] = true
+	}
+	r.sync()
+	for i, safe := range all {
+		if is := i >= n-room; isSafe(safe) != is || told[i] == is {
+			t.Errorf("message %d: safe %t, lost %t", i, isSafe(safe), told[i])
+		}
+	}
+	accept(t, r.Queue, msg(n), 0) // the oldest goes, which is in the file
+	r.sync()
+	if len(lost) > 0 {
+		t.Errorf("message %d was safe, and is called lost", <-lost)
 	}
 }
 

@@ -180,7 +180,7 @@ func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) 
 // second is waited for once, until it has caught up: the other ways that the
 // sender's messages go must not stand still with it.
 func (q *Queue) Deliver(ctx context.Context, msgs ...mqtt.Message) error {
-	_, bad, err := q.take(msgs, false)
+	_, bad, err := q.take(msgs, false, nil)
 	if err != nil {
 		return err
 	}
@@ -198,7 +198,7 @@ func (q *Queue) Deliver(ctx context.Context, msgs ...mqtt.Message) error {
 // file at once, with all that was delivered before. It returns at once too;
 // Sync tells when they are there.
 func (q *Queue) DeliverNow(_ context.Context, msgs ...mqtt.Message) error {
-	_, bad, err := q.take(msgs, true)
+	_, bad, err := q.take(msgs, true, nil)
 	if err != nil {
 		return err
 	}
@@ -237,8 +237,8 @@ type taking struct {
 
 // take appends msgs, wakes who waits for them and returns how many it took; bad
 // names those that cannot be published. hasty says that they are to be written
-// at once.
-func (q *Queue) take(msgs []mqtt.Message, hasty bool) (took int, bad, err error) {
+// at once; p, if not nil, is what is promised for them.
+func (q *Queue) take(msgs []mqtt.Message, hasty bool, p *promise) (took int, bad, err error) {
 	now := time.Now()
 	t := taking{wall: q.Clock.Day(now), at: now.Sub(q.start)}
 	t.stamp, t.unsynced = q.Clock.Stamp()
@@ -266,6 +266,9 @@ func (q *Queue) take(msgs []mqtt.Message, hasty bool) (took int, bad, err error)
 		q.rouse()
 		if hasty {
 			q.hasty = q.next()
+		}
+		if p != nil {
+			q.promise(p)
 		}
 	}
 	return took, bad, nil
@@ -423,7 +426,7 @@ func (q *Queue) dropOldest() bool {
 		q.dropChunk(ci)
 		return true
 	case ok:
-		q.remove(ci, i)
+		q.giveUp(ci, i)
 		q.stats.Dropped++
 		return true
 	}
@@ -470,10 +473,17 @@ func (q *Queue) removeWaiting(ci int) {
 	}
 	for i := range c.records {
 		if c.records[i].state == waiting {
+			q.breakPromise(c.first + uint64(i))
 			q.settle(c, i)
 		}
 	}
 	q.buried(c)
+}
+
+// giveUp is remove for a message that has not arrived.
+func (q *Queue) giveUp(ci, i int) {
+	q.breakPromise(q.chunks[ci].first + uint64(i))
+	q.remove(ci, i)
 }
 
 // remove takes record i of chunk ci out of the queue.
@@ -567,7 +577,7 @@ func (q *Queue) expire(now time.Duration) {
 			q.stats.Expired += uint64(c.live)
 			q.removeWaiting(ci)
 		case i >= 0 && c.records[i].at < limit:
-			q.remove(ci, i)
+			q.giveUp(ci, i)
 			q.stats.Expired++
 		default:
 			return
