@@ -3,10 +3,15 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
+	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,7 +24,8 @@ const loadAbout = `
 100 simulated TCP devices, each on a connection of its own, 100 holding registers each, polled once a second; every value is
 published upstream to mosquitto at each poll, with a mosquitto_sub that takes it all. Processor time is that of the gateway's
 process, user and system, over 30 s, divided by the points read. Jitter is how far the time between two messages of a device,
-by the time stamps in them, is from a second.`
+by the time stamps in them, is from a second. The floor is a program in C that writes the same requests to the same devices and
+reads the answers, all those of a half second together, and does nothing else.`
 
 const memoryAbout = `
 Resident memory (VmRSS) after ten seconds of polling once a second and publishing upstream, every point spelled out in the
@@ -157,7 +163,34 @@ func benchLoad(ctx context.Context, b *bench) ([]row, error) {
 			rows = append(rows, row{c.name + ": p99 of the jitter", fmt.Sprintf("%.1f ms", p99), "≤ 5 ms", p99 <= 5})
 		}
 	}
-	return rows, nil
+	us, err := floor(ctx, b)
+	if err != nil {
+		return nil, err
+	}
+	return append(rows, row{"the floor, requests and answers alone: processor time a point", fmt.Sprintf("%.2f µs", us/loadPoints), "", true}), nil
+}
+
+// floor returns what the kernel takes for a poll, in microseconds of processor
+// time.
+func floor(ctx context.Context, b *bench) (us float64, err error) {
+	p := fleet(loadDevices)
+	stop, err := plant(p)
+	if err != nil {
+		return 0, err
+	}
+	args := []string{"10"}
+	for _, bus := range p.Buses {
+		_, port, err := net.SplitHostPort(bus.Addr())
+		if err != nil {
+			return 0, errors.Join(err, stop())
+		}
+		args = append(args, port)
+	}
+	out, err := exec.CommandContext(ctx, filepath.Join(b.dir, "floor"), args...).Output()
+	if err = errors.Join(err, stop()); err != nil {
+		return 0, fmt.Errorf("floor: %w", err)
+	}
+	return strconv.ParseFloat(strings.TrimSpace(string(out)), 64)
 }
 
 func polled(p *simulate.Plant) (n int) {
