@@ -195,7 +195,7 @@ func TestAcceptBeforeRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	safe := accept(t, q, msg(5), time.Hour)
-	q.index(t.Context())
+	q.index()
 	defer func() { _ = q.Close() }()
 	for i := range 6 {
 		if isSafe(safe) {

@@ -566,3 +566,40 @@ func TestLocked(t *testing.T) {
 	other.close()
 	numbered(t, r.all(2), 0)
 }
+
+// TestLockedForLong has another process use the file for longer than the start
+// waits: messages flow without it, and what is in it comes in once it is free.
+func TestLockedForLong(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	b := usual()
+	b.pause = 10 * time.Millisecond
+	r := startWith(t, dir, config.Queue{Commit: soon}, b)
+	for i := range 100 {
+		deliver(t, r.Queue, msg(i))
+	}
+	r.end()
+	other, err := openFile(r.file(), new(flash.Ledger), func(uint64, []byte, bool) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = startWith(t, dir, config.Queue{Commit: soon}, b)
+	for i := range 3 {
+		deliver(t, r.Queue, msg(1000+i))
+	}
+	numbered(t, r.all(2), 1000) // sent, and one waits
+	if err := r.Sync(t.Context()); !errors.Is(err, ErrNotSafe) || !strings.Contains(r.Stats().Fault, "another process uses it") {
+		t.Errorf("Sync = %v, Stats = %+v", err, r.Stats())
+	}
+	other.close()
+	eventually(t, "read", func() bool { return r.Stats().Found == 100 })
+	numbered(t, r.all(100), 0)
+	r.sync()
+	if s := r.Stats(); s.Messages != 1 || s.Fault != "" {
+		t.Errorf("Stats = %+v", s)
+	}
+	r.end()
+	r = startWith(t, dir, config.Queue{Commit: soon}, b)
+	deliver(t, r.Queue, msg(1003))
+	numbered(t, r.all(2), 1002)
+}

@@ -51,6 +51,8 @@ type store struct {
 	since      time.Time
 
 	off   bool      // for good, until the next start
+	begun uint64    // number of the first message of this process
+	apart bool      // the file could not be read yet; what it holds comes in when it can
 	large time.Time // until then it is left as large as it is
 	retry time.Time // when failing: not before
 	pause time.Duration
@@ -151,7 +153,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	q.keeping.Lock()
 	defer q.keeping.Unlock()
 	if q.store != nil {
-		q.index(ctx)
+		q.index()
 	}
 	period := lookEvery
 	if q.cfg.Commit > 0 {
@@ -199,65 +201,117 @@ func (q *Queue) untilLook(period time.Duration) time.Duration {
 }
 
 // index reads which messages the file holds, puts them before those that came
-// meanwhile, and lets Next begin.
-func (q *Queue) index(ctx context.Context) {
+// meanwhile, and lets Next begin. If the file cannot be opened now, because
+// another process has it or the disk stumbles, Next begins without it, with
+// numbers above all that it can hold, and it is read later.
+func (q *Queue) index() {
 	s := q.store
 	_ = os.Remove(s.path + ".new") // of a process that ended while it made a file
-	var found []*chunk
-	var damaged uint64
-	f, err := q.scan(&found, &damaged)
-	for deadline := time.Now().Add(pauseMost / 2); errors.Is(err, ErrLocked) && ctx.Err() == nil && time.Now().Before(deadline); {
-		f, err = q.scan(&found, &damaged) // each try waits for the lock a while
-	}
-	if err != nil {
-		found, damaged = nil, 0
-	}
-	switch {
-	case err == nil:
-		s.use(f)
-	case errors.Is(err, fs.ErrNotExist):
-	case errors.Is(err, ErrCorrupt):
-		q.setAside(err)
-	default:
-		// What is in it cannot be told apart from what will be: it is left as it
-		// is for the next start.
-		s.off = true
-		q.fileFailed(time.Now(), err)
-	}
-
+	err := q.read(func(end uint64) bool {
+		q.shift(end - q.chunks[0].first)
+		q.synced, q.from = end, end
+		return true
+	})
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.stats.Damaged += damaged
-	q.stats.Found += damaged
-	if len(found) > 0 {
-		s.first, s.end = found[0].first, found[len(found)-1].end()
-		base := s.end - q.chunks[0].first
-		for _, c := range q.chunks {
-			c.first += base
-		}
-		for _, c := range found {
-			q.stats.Messages += c.live
-			q.stats.Bytes += c.size
-			q.stats.Found += uint64(c.live)
-		}
-		q.chunks = append(found, q.chunks...)
-		q.synced, q.from = s.end, s.end
-		for i := range q.waits {
-			q.waits[i].below += base
-		}
-		for i := range q.promises {
-			q.promises[i].below += base
-		}
-		if q.hasty > 0 {
-			q.hasty += base
-		}
-		for q.stats.Bytes > q.cfg.MaxBytes && q.dropOldest() {
-		}
-		q.log.Info("queue file holds messages of an earlier run", "messages", q.stats.Found, "file", s.path)
+	if err != nil {
+		s.apart = true
+		// A million for each millisecond since 1970: no process comes near.
+		q.shift(uint64(max(1, time.Now().UnixMilli())) << 20)
+		s.begun = q.chunks[0].first
 	}
 	q.pos, q.live = 0, 0
 	q.ready = true
 	q.rouse()
+}
+
+// shift adds to the numbers of all messages in memory, of which none has been
+// handed out. q.mu is held.
+func (q *Queue) shift(by uint64) {
+	for _, c := range q.chunks {
+		c.first += by
+	}
+	for i := range q.waits {
+		q.waits[i].below += by
+	}
+	for i := range q.promises {
+		q.promises[i].below += by
+	}
+	if q.hasty > 0 {
+		q.hasty += by
+	}
+}
+
+// read takes in what the file holds, which Next gives first. fits is asked, with
+// q.mu held, whether it may be, by the number after the last of it. It returns an
+// error if the file cannot be opened now; one that is damaged is put aside.
+func (q *Queue) read(fits func(end uint64) bool) error {
+	s := q.store
+	var found []*chunk
+	var damaged uint64
+	f, err := q.scan(&found, &damaged)
+	switch {
+	case err == nil:
+		s.use(f)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, ErrCorrupt):
+		q.setAside(err)
+		return nil
+	default:
+		q.fileFailed(time.Now(), err)
+		return err
+	}
+	if !q.takeIn(found, damaged, fits) {
+		q.setAside(corrupt("its numbers are not below those of this run"))
+	}
+	return nil
+}
+
+// takeIn puts what was found in the file before what is in memory, and reports
+// whether it fits there.
+func (q *Queue) takeIn(found []*chunk, damaged uint64, fits func(end uint64) bool) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.stats.Damaged += damaged
+	q.stats.Found += damaged
+	if len(found) == 0 {
+		return true
+	}
+	s, end := q.store, found[len(found)-1].end()
+	if !fits(end) {
+		return false
+	}
+	s.first, s.end = found[0].first, end
+	for _, c := range found {
+		q.stats.Messages += c.live
+		q.stats.Bytes += c.size
+		q.stats.Found += uint64(c.live)
+	}
+	q.chunks = append(found, q.chunks...)
+	for q.stats.Bytes > q.cfg.MaxBytes && q.dropOldest() {
+	}
+	q.pos = 0
+	q.log.Info("queue file holds messages of an earlier run", "messages", q.stats.Found, "file", s.path)
+	q.rouse()
+	return true
+}
+
+// readLate reads a file that could not be opened at the start, and reports
+// whether there is one to write to now, or none.
+func (q *Queue) readLate() bool {
+	// Its numbers are below ours, unless the clock stood in another year at such
+	// a start before.
+	s := q.store
+	if err := q.read(func(end uint64) bool { return end <= s.begun }); err != nil {
+		return false
+	}
+	s.apart = false
+	if s.off {
+		return false
+	}
+	q.fileWorked()
+	return true
 }
 
 // scan opens the file and makes chunks, all away, for what is in it.
@@ -416,7 +470,7 @@ func (q *Queue) persist(all bool) {
 		q.giveUpWaits()
 		return
 	}
-	if s.unreadable.Load() && !q.mend(now) {
+	if s.apart && !q.readLate() || s.unreadable.Load() && !q.mend(now) {
 		q.giveUpWaits()
 		return
 	}
