@@ -327,6 +327,10 @@ func TestTamper(t *testing.T) {
 			// The log goes on, and does not cover it up.
 			l = open(t, dir, Options{})
 			add(t, l, 20, 22)
+			// What cannot be seen in the last file and the head is for Verify.
+			if seen := l.Stats().Suspect != ""; seen && len(c.want) == 0 || !seen && len(c.want) > 0 && strings.HasPrefix(c.want[0], "head") {
+				t.Errorf("Suspect = %q", l.Stats().Suspect)
+			}
 			shut(t, l)
 			report = verify(t, dir)
 			if (len(c.want) > 0) != (len(report.Breaks) > 0) {

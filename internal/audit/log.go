@@ -55,6 +55,7 @@ type Stats struct {
 	Records    uint64 // written
 	Unrecorded uint64 // not taken because the disk took none
 	Fault      string // why nothing is taken now; "" if it is
+	Suspect    string // what was not as it had been written, when it was last opened; "" if all was
 	Flash      flash.Report
 }
 
@@ -90,7 +91,7 @@ type Log struct {
 
 	ledger             flash.Ledger // in whole pages
 	seq, records, lost atomic.Uint64
-	fault              atomic.Pointer[string]
+	fault, suspect     atomic.Pointer[string]
 }
 
 // missed are the records that were not taken since the disk takes none.
@@ -412,8 +413,14 @@ func (l *Log) load() error {
 		known = l.last // this process wrote it
 	}
 	note := func(status, format string, args ...any) {
-		l.notes = append(l.notes, Record{Event: Self, Status: status, Reason: fmt.Sprintf(format, args...)})
-		l.log.Error("audit log is not as it was written", "found", status, "what", fmt.Sprintf(format, args...))
+		what := fmt.Sprintf(format, args...)
+		l.notes = append(l.notes, Record{Event: Self, Status: status, Reason: what})
+		if status == Torn { // a power cut does that, and nothing promised is lost
+			l.log.Warn("audit log had an unfinished line", "what", what)
+			return
+		}
+		l.suspect.Store(&what)
+		l.log.Error("audit log is not as it was written", "found", status, "what", what)
 	}
 	if len(numbers) == 0 {
 		l.number = 0
@@ -546,6 +553,9 @@ func (l *Log) Stats() Stats {
 	if text := l.fault.Load(); text != nil {
 		s.Fault = *text
 	}
+	if text := l.suspect.Load(); text != nil {
+		s.Suspect = *text
+	}
 	return s
 }
 
@@ -560,7 +570,10 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.running.Wait()
-	err := l.commit(nil) // what it still has to say of itself
+	var err error
+	if l.missed.count+len(l.notes) > 0 {
+		err = l.commit(nil) // what it still has to say of itself
+	}
 	if l.head.file != nil {
 		err = errors.Join(err, l.head.file.Sync())
 	}

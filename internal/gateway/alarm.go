@@ -112,12 +112,21 @@ func (s *siren) look(now time.Time) {
 		})
 	}
 	if g.audit != nil {
-		fault := g.audit.Stats().Fault
-		s.hold(now, fault != "", alarm.Condition{
+		a := g.audit.Stats()
+		s.hold(now, a.Fault != "", alarm.Condition{
 			Name: "audit_disk", Severity: alarm.Critical,
-			Reason: "who writes what cannot be recorded, so writes are refused: " + fault,
+			Reason: "who writes what cannot be recorded, so writes are refused: " + a.Fault,
+		})
+		s.hold(now, a.Suspect != "", alarm.Condition{
+			Name: "audit_suspect", Severity: alarm.Critical,
+			Reason: "the record of who wrote what is not as it was written: " + a.Suspect,
 		})
 	}
+	fault := g.plant.virtual.Status().Fault
+	s.hold(now, fault != "", alarm.Condition{
+		Name: "kept_values", Severity: alarm.Warning,
+		Reason: "values of virtual points are not saved: " + fault,
+	})
 	if g.clock.State() == clock.Unset {
 		return // no day is known, so no days left either
 	}

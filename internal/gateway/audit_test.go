@@ -1,10 +1,14 @@
 package gateway
 
 import (
+	"context"
 	"encoding/json"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"fieldgate/internal/audit"
 	"fieldgate/internal/config"
@@ -47,5 +51,60 @@ func TestAuditEvents(t *testing.T) {
 		if err := g.abandon(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A record that somebody changed while the gateway was away, and a disk that
+// takes none, are alarms.
+func TestAuditAlarms(t *testing.T) {
+	cfg, err := config.LoadBytes("f", []byte("site: { id: s }\nbuses: { b: { tcp: 127.0.0.1:9 } }\ndevices: { d: { bus: b, points: { p: { at: holding 0, write: {} } } } }\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	raised := func(between func(*Gateway)) (names []string) {
+		t.Helper()
+		g, err := Open(cfg, nil, dir, "test", slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		between(g)
+		g.siren.say = func(_ context.Context, m mqtt.Message) {
+			var a struct{ Alarm, Severity string }
+			if err := json.Unmarshal(m.Payload, &a); err != nil {
+				t.Error(err)
+			}
+			if a.Alarm != "clock_unsynced" {
+				names = append(names, a.Alarm+" "+a.Severity)
+			}
+		}
+		g.siren.step(t.Context(), time.Now())
+		if err := g.abandon(); err != nil {
+			t.Error(err)
+		}
+		return names
+	}
+	if got := raised(func(g *Gateway) {
+		if _, err := g.audit.Append(t.Context(), audit.Record{Event: audit.Accepted}); err != nil {
+			t.Fatal(err)
+		}
+	}); len(got) > 0 {
+		t.Errorf("raised: %q", got)
+	}
+	file := filepath.Join(dir, "audit", "audit-000001.jsonl")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := raised(func(*Gateway) {}); !slices.Equal(got, []string{"audit_suspect critical"}) {
+		t.Errorf("raised: %q", got)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "audit")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "audit"), []byte("no folder"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := raised(func(*Gateway) {}); !slices.Equal(got, []string{"audit_disk critical"}) {
+		t.Errorf("raised: %q", got)
 	}
 }
