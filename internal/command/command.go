@@ -202,6 +202,7 @@ type Desk struct {
 
 	inbox    chan func(ctx, grace context.Context) // work for Run's goroutines
 	noting   chan struct{}                         // a token for each record on its way that nobody waits for
+	ended    atomic.Bool                           // nothing is recorded any more
 	refusals refusals
 	orphans  []orphan // of before the restart; Run's
 	seed     maphash.Seed
@@ -316,6 +317,7 @@ func (d *Desk) Run(ctx context.Context) error {
 	for range maxNoting { // what is still to be recorded
 		d.noting <- struct{}{}
 	}
+	d.ended.Store(true)
 	return nil
 }
 

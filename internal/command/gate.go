@@ -78,17 +78,17 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 	}
 	switch {
 	case d.stopped:
-		return nil, d.refuse(j, refusal("the gateway is stopping"))
+		return nil, d.refuse(j, refusal("%s", stopping))
 	case d.waiting >= maxWaiting && !j.emergency:
-		return nil, d.refuse(j, refusal("busy: %d orders wait already", d.waiting))
+		return nil, d.refuse(j, refusal(busy+"%d orders wait already", d.waiting))
 	case key != "" && len(d.ids) >= maxIDs && !j.emergency:
-		return nil, d.refuse(j, refusal("busy: %d ids are remembered already (duplicate_window)", len(d.ids)))
+		return nil, d.refuse(j, refusal(busy+"%d ids are remembered already (duplicate_window)", len(d.ids)))
 	}
 	if r := d.checkPace(j, now); r.Status != "" {
 		return nil, d.refuseKnown(key, j, r, now)
 	}
 	if !d.queue(j) {
-		return nil, d.refuse(j, refusal("busy: too many orders wait for this device already"))
+		return nil, d.refuse(j, refusal(busy+"too many orders wait for this device already"))
 	}
 	d.waiting++
 	d.serial++
@@ -148,6 +148,19 @@ func (d *Desk) refuse(j *job, r Result) verdict {
 	}
 	d.noteRefusal(rec)
 	return verdict{result: r}
+}
+
+// What begins the reason of a refusal that another time may be none: the id is
+// not used up by it.
+const (
+	busy       = "busy: "
+	stopping   = "the gateway is stopping"
+	unrecorded = "it cannot be recorded, so it was not done: "
+)
+
+// passing reports whether a reason is one of those.
+func passing(reason string) bool {
+	return strings.HasPrefix(reason, busy) || strings.HasPrefix(reason, stopping) || strings.HasPrefix(reason, unrecorded)
 }
 
 // refuseKnown is refuse for an order whose id is remembered, so that its next

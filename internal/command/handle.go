@@ -226,7 +226,7 @@ func (d *Desk) writeCommand(m message, h handler) (safe <-chan struct{}) {
 			m.answer(o.ID, v.first.result)
 		default:
 			if !d.submit(func(_, grace context.Context) { m.answer(o.ID, d.await(grace, v)) }) {
-				m.answer(o.ID, refusal("busy: the first message with this id has not ended yet"))
+				m.answer(o.ID, refusal(busy+"the first message with this id has not ended yet"))
 			}
 		}
 		return nil
@@ -253,7 +253,7 @@ func (d *Desk) accepted(j *job) Result {
 
 // withdraw takes back an order that Run takes no more.
 func (d *Desk) withdraw(j *job) Result {
-	r := refusal("busy: too much waits already, or the gateway is stopping")
+	r := refusal(busy + "too much waits already, or the gateway is stopping")
 	r.Took = time.Since(j.received)
 	for i := range j.writes {
 		d.unspend(j.writes[i].place, j.received)
@@ -354,7 +354,7 @@ func (d *Desk) readCommand(m message) (safe <-chan struct{}) {
 		return nil
 	}
 	if !d.submit(func(_, grace context.Context) { d.answerRead(grace, m, r.id, ids) }) {
-		refuse(r.id, "busy: too much waits already")
+		refuse(r.id, busy+"too much waits already")
 	}
 	return nil
 }

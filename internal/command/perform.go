@@ -34,7 +34,7 @@ func (d *Desk) perform(ctx, grace context.Context, j *job, accepted func()) Resu
 	close(j.safe)
 	var r Result
 	if w.err != nil {
-		r = refusal("it cannot be recorded, so it was not done: %v", w.err)
+		r = refusal(unrecorded+"%v", w.err)
 		for i := range j.writes {
 			d.unspend(j.writes[i].place, j.received)
 		}

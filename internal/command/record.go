@@ -133,6 +133,9 @@ func (d *Desk) note(r audit.Record) {
 
 // noteRefusal is note for refusals, of which a flood is only counted.
 func (d *Desk) noteRefusal(r audit.Record) {
+	if d.ended.Load() {
+		return // the gateway is stopping, and who asked has been told
+	}
 	f := &d.refusals
 	f.mu.Lock()
 	if now := time.Now().Unix(); now != f.second {
@@ -189,7 +192,7 @@ func (d *Desk) remember(dir string, now time.Time) {
 				o.results = append(o.results, r)
 			}
 		case audit.Refused:
-			if r.ID != "" && now.Sub(r.Time) < d.o.Rules.DuplicateWindow {
+			if r.ID != "" && !passing(r.Reason) {
 				orders = append(orders, &order{record: r, results: []audit.Record{r}})
 			}
 		}

@@ -26,6 +26,7 @@ type Status struct {
 	Broker  *BrokerStatus           `json:"broker,omitempty"`
 	Servers map[string]ServerStatus `json:"servers,omitempty"` // by where they listen
 	Publish PublishStatus           `json:"publish"`
+	Command *CommandStatus          `json:"commands,omitempty"`
 	Audit   *AuditStatus            `json:"audit,omitempty"`
 	Virtual *VirtualStatus          `json:"virtual,omitempty"`
 	Flash   FlashStatus             `json:"flash"`
@@ -220,6 +221,10 @@ func (g *Gateway) Status() Status {
 		s.Flash.All = s.Flash.All.Add(v.Flash)
 	}
 	s.EventsDropped = g.herald.eventsDropped()
+	if g.desk != nil {
+		c := CommandStatus(g.desk.Stats()) // the same figures under their JSON names
+		s.Command = &c
+	}
 	if g.audit != nil {
 		a := g.audit.Stats()
 		s.Audit = &AuditStatus{a.Seq, a.Records, a.Unrecorded, a.Fault}

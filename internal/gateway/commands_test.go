@@ -1,0 +1,40 @@
+package gateway
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// What is published where commands come from would come back as a command.
+func TestCommandEchoes(t *testing.T) {
+	const plant = `
+site: { id: s }
+buses: { b: { tcp: 127.0.0.1:9 } }
+devices: { d: { bus: b, points: { p: { at: holding 0, write: {} } } } }
+uplinks: { cloud: { url: mqtt://127.0.0.1 }, other: { url: mqtt://127.0.0.2 } }
+broker: { anonymous: true }
+`
+	for _, row := range []struct{ rest, want string }{
+		{`commands: [ { topic: "s/{device}/{point}", write: "{device}.{point}" } ]`,
+			`publish[0].topic: d.p is published on "s/d/p", which is a topic of commands[0] too, so that it would come back as a command; write another topic`},
+		{`commands: [ { topic: "s/+/p", write: d.p, from: local } ]`, ""}, // what we publish does not come back from there
+		{`{commands: [ { topic: "s/+/p", write: d.p, from: cloud } ], publish: [ { to: [other, local] } ]}`, ""},
+		{`{commands: [ { topic: "v/5", write: d.p } ], publish: [ { topic: "v/{Value}" } ]}`, `published on "v/{Value}", which is a topic of commands[0] too`},
+		{`commands: [ { topic: "cmd/{device}/{point}", write: "{device}.{point}" } ]`, ""},
+	} {
+		path := filepath.Join(t.TempDir(), "f.yaml")
+		text := plant + row.rest
+		if rest, ok := strings.CutPrefix(row.rest, "{"); ok {
+			text = plant + strings.Replace(strings.TrimSuffix(rest, "}"), ", publish:", "\npublish:", 1)
+		}
+		if err := os.WriteFile(path, []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := Load(path)
+		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
+			t.Errorf("%s\n got %v\nwant %s", row.rest, err, row.want)
+		}
+	}
+}

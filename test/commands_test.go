@@ -1,0 +1,415 @@
+package test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"fieldgate/internal/audit"
+	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/mqtt/mosquittotest"
+	"fieldgate/internal/simulate"
+	"fieldgate/internal/uplink"
+)
+
+// commander sends commands, each with an id and a value of its own, until each is
+// answered; it sends again, with the same id, what got no answer.
+type commander struct {
+	mu      sync.Mutex
+	next    int
+	open    map[string]int    // not answered yet: id and value
+	answers map[string]string // first status by id
+	other   []string          // answers that differ from the first
+}
+
+func newCommander() *commander {
+	return &commander{open: make(map[string]int), answers: make(map[string]string)}
+}
+
+// take is given each message on the topic of the answers.
+func (c *commander) take(m mqtt.Message) []<-chan struct{} {
+	var a struct{ ID, Status, Reason string }
+	if json.Unmarshal(m.Payload, &a) != nil || a.ID == "" {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a.Status == "rejected" && (strings.HasPrefix(a.Reason, "busy") || a.Reason == "the gateway is stopping") {
+		return nil // it was not taken on, and may be asked for again
+	}
+	delete(c.open, a.ID)
+	if first, known := c.answers[a.ID]; known && first != a.Status {
+		c.other = append(c.other, fmt.Sprintf("%s: %s, then %s: %s", a.ID, first, a.Status, a.Reason))
+	} else if !known {
+		c.answers[a.ID] = a.Status
+	}
+	return nil
+}
+
+// message returns the next command, or one that was sent and has no answer.
+func (c *commander) message(again bool) (m mqtt.Message, ok bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := 0
+	if again {
+		for _, v = range c.open {
+			break
+		}
+		if v == 0 {
+			return m, false
+		}
+	} else {
+		c.next++
+		v = c.next
+		c.open["job-"+strconv.Itoa(v)] = v
+	}
+	return mqtt.Message{Topic: "cmd/" + strconv.Itoa(1+v%2), Payload: fmt.Appendf(nil, `{"id":"job-%d","value":%d}`, v, v), QoS: 1}, true
+}
+
+// connect opens a connection that gets the answers.
+func (c *commander) connect(ctx context.Context, url string) *uplink.Conn {
+	cfg := config.Uplink{ClientID: "commander", CleanSession: true, Keepalive: time.Minute, ConnectTimeout: time.Second}
+	for ctx.Err() == nil {
+		conn, err := uplink.Connect(ctx, cfg, url, uplink.ConnOptions{Handler: c.take})
+		if err != nil {
+			time.Sleep(10 * time.Millisecond) // who listens there is being started
+			continue
+		}
+		if _, err := conn.Subscribe(ctx, "cmd/+/ack", 1); err == nil {
+			return conn
+		}
+		conn.Close()
+	}
+	return nil
+}
+
+// send sends for a while, or until the connection ends.
+func (c *commander) send(ctx context.Context, url string, rng *rand.Rand, pause time.Duration) {
+	conn := c.connect(ctx, url)
+	if conn == nil {
+		return
+	}
+	defer conn.Close()
+	for ctx.Err() == nil && conn.Err() == nil {
+		if m, ok := c.message(rng.IntN(3) == 0); ok {
+			limit, cancel := context.WithTimeout(ctx, time.Second)
+			_ = conn.Publish(limit, m) // if that fails, it has no answer
+			cancel()
+		}
+		time.Sleep(pause)
+	}
+}
+
+// finish sends what has no answer again until everything has one.
+func (c *commander) finish(t *testing.T, url string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	conn := c.connect(ctx, url)
+	if conn == nil {
+		t.Fatal("nobody listens")
+	}
+	defer conn.Close()
+	for {
+		m, more := c.message(true)
+		if !more {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("no answer to %s", m.Payload)
+		}
+		_ = conn.Publish(ctx, m)
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// twin is two devices that note what is written to them.
+func twin(t *testing.T) (addr string, written func() map[uint16]int) {
+	t.Helper()
+	var mu sync.Mutex
+	counts := make(map[uint16]int)
+	bus := &simulate.Bus{Name: "plc", Kind: config.TCP, Framing: modbus.FramingTCP, Address: "127.0.0.1:0"}
+	for unit := modbus.UnitID(1); unit <= 2; unit++ {
+		bus.Devices = append(bus.Devices, simulate.New(simulate.Settings{
+			Name: fmt.Sprint("d", unit), Unit: unit, Latency: 3 * time.Millisecond,
+			OnWrite: func(w simulate.Write) {
+				mu.Lock()
+				defer mu.Unlock()
+				counts[w.Values[0]]++
+			},
+		}))
+	}
+	plant := &simulate.Plant{Buses: []*simulate.Bus{bus}}
+	if err := plant.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- plant.Run(ctx) }() // ends with ctx
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return bus.Addr(), func() map[uint16]int {
+		mu.Lock()
+		defer mu.Unlock()
+		copied := make(map[uint16]int, len(counts))
+		for v, n := range counts {
+			copied[v] = n
+		}
+		return copied
+	}
+}
+
+const commandYAML = `
+site: { id: gw1 }
+buses: { plc: { tcp: "%s" } }
+devices: { "d{unit}": { bus: plc, unit: 1-2, every: 200ms, points: { v: { at: holding 0, write: {} } } } }
+%s
+publish: [ { points: "none.*" } ]
+commands: [ { topic: "cmd/{unit}", write: "*.v", need_id: true } ]
+`
+
+// judge holds what was answered against what the devices and the record say: no
+// command was executed twice, none called done that was not.
+func (c *commander) judge(t *testing.T, written map[uint16]int, dir string) {
+	t.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	count := make(map[string]int)
+	for id, status := range c.answers {
+		count[status]++
+		v, _ := strconv.Atoi(id[len("job-"):])
+		n := written[uint16(v)]
+		done := status == "written" || status == "verified"
+		switch {
+		case n > 1:
+			t.Errorf("%s was executed %d times", id, n)
+		case done && n == 0:
+			t.Errorf("%s was answered %s and not executed", id, status)
+		case (status == "rejected" || status == "failed") && n > 0:
+			t.Errorf("%s was answered %s and executed", id, status)
+		}
+	}
+	for _, text := range c.other {
+		t.Errorf("two answers to %s", text)
+	}
+	if count["verified"] == 0 {
+		t.Error("nothing was done")
+	}
+	t.Logf("%d commands, %d writes, answers %v", c.next, len(written), count)
+	recorded := make(map[string]bool)
+	if err := audit.Read(dir, func(r audit.Record) error {
+		if r.Event == audit.Accepted {
+			recorded[r.Value] = true
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	for v := range written {
+		if !recorded[strconv.Itoa(int(v))] {
+			t.Errorf("%d was written and is not in the record", v)
+		}
+	}
+	if r, err := audit.Verify(dir); err != nil || len(r.Breaks) > 0 {
+		t.Errorf("audit: %+v %v", r, err)
+	}
+}
+
+// killCommands kills the gateway at random moments while commands come.
+func killCommands(t *testing.T, rounds int) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	addr, written := twin(t)
+	local := freePort(t)
+	dir := t.TempDir()
+	cfg := writeFile(t, "fieldgate.yaml", fmt.Sprintf(commandYAML, addr, fmt.Sprintf(`broker: { listen: "mqtt://127.0.0.1:%d", anonymous: true }`, local)))
+	url := fmt.Sprintf("mqtt://127.0.0.1:%d", local)
+	c := newCommander()
+	var gw *process
+	run := func() {
+		gw = start(t, binary, "-c", cfg, "run", "--data", dir)
+		gw.log.waitFor(t, "msg=started")
+	}
+	for range rounds {
+		run()
+		ctx, cancel := context.WithCancel(t.Context())
+		var sending sync.WaitGroup
+		sending.Go(func() { c.send(ctx, url, rng, 2*time.Millisecond) }) // ends with ctx
+		// The moments are the point of the test. It takes a while to connect.
+		for c.sent() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(300*time.Millisecond + time.Duration(rng.IntN(300))*time.Millisecond)
+		if err := gw.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-gw.done
+		cancel()
+		sending.Wait()
+	}
+	run()
+	c.finish(t, url)
+	c.judge(t, written(), dir)
+	if code, _ := gw.stop(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func (c *commander) sent() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.next
+}
+
+// TestKillWhileCommanding is the short form of the figure in the soak test.
+func TestKillWhileCommanding(t *testing.T) {
+	t.Parallel()
+	killCommands(t, 3)
+}
+
+// Broker, gateway and link are restarted in every order with commands in flight:
+// each is answered in the end, none is done twice.
+func TestCommandsOverRestarts(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	addr, written := twin(t)
+	up := mosquittotest.Start(t, mosquittotest.Options{})
+	link := newCable(t, up.Addr())
+	dir := t.TempDir()
+	cfg := writeFile(t, "fieldgate.yaml", fmt.Sprintf(commandYAML, addr, fmt.Sprintf(`uplinks: { cloud: { url: "mqtt://%s" } }`, link.l.Addr())))
+	url := "mqtt://" + up.Addr()
+	c := newCommander()
+	gw := start(t, binary, "-c", cfg, "run", "--data", dir)
+	gw.log.waitFor(t, "uplink cloud")
+	steps := map[byte]func(){
+		'g': func() {
+			gw.stop()
+			gw = start(t, binary, "-c", cfg, "run", "--data", dir)
+			gw.log.waitFor(t, "msg=started")
+		},
+		'l': func() {
+			link.pull(true)
+			time.Sleep(50 * time.Millisecond)
+			link.pull(false)
+		},
+		'b': func() {
+			up.Kill()
+			up.Restart()
+		},
+	}
+	for _, order := range []string{"glb", "gbl", "lgb", "lbg", "bgl", "blg"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		var sending sync.WaitGroup
+		sending.Go(func() { // ends with ctx
+			for ctx.Err() == nil {
+				c.send(ctx, url, rng, 5*time.Millisecond)
+			}
+		})
+		time.Sleep(200 * time.Millisecond)
+		for _, step := range order {
+			steps[byte(step)]()
+			time.Sleep(20 * time.Millisecond)
+		}
+		cancel()
+		sending.Wait()
+	}
+	c.finish(t, url)
+	c.judge(t, written(), dir)
+}
+
+// An emergency stop passes a line that is polled back to back and has normal
+// writes waiting: it waits for one request at most, and for its own exchange.
+func TestEmergencyOnBusyLine(t *testing.T) {
+	t.Parallel()
+	emergencies(t, 40)
+}
+
+func emergencies(t *testing.T, tries int) {
+	stops := make(chan time.Time, 1)
+	mode := config.SerialMode{Baud: 9600, DataBits: 8, Parity: 'N', StopBits: 1}
+	bus := &simulate.Bus{Name: "line", Kind: config.Serial, Framing: modbus.FramingRTU, Mode: mode}
+	for unit := modbus.UnitID(1); unit <= 5; unit++ {
+		bus.Devices = append(bus.Devices, simulate.New(simulate.Settings{
+			Name: fmt.Sprint("d", unit), Unit: unit, Fill: true,
+			OnWrite: func(w simulate.Write) {
+				if w.Table == modbus.Coils {
+					stops <- w.Time
+				}
+			},
+		}))
+	}
+	plant := &simulate.Plant{Buses: []*simulate.Bus{bus}}
+	if err := plant.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- plant.Run(ctx) }() // ends with ctx
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	points := ""
+	for i := range 20 {
+		points += fmt.Sprintf("p%d: { at: holding %d, write: { skip_if_equal: false } }, ", i, i)
+	}
+	port := freePort(t)
+	cfg := writeFile(t, "fieldgate.yaml", fmt.Sprintf(`
+site: { id: gw1 }
+buses: { line: { serial: %s, mode: 9600-8N1, timeout: 500ms } }
+devices: { "d{unit}": { bus: line, unit: 1-5, every: 0s, points: { %s stop: { at: coil 0, every: never, write: { priority: emergency } } } } }
+broker: { listen: "mqtt://127.0.0.1:%d", anonymous: true }
+publish: [ { points: "none.*" } ]
+commands:
+  - { topic: "stop/{unit}", match: STOP, write: { "*.stop": 1 } }
+  - { topic: "set/{unit}/{point}", write: "*.{point}", priority: normal }
+`, bus.Addr(), points, port))
+	gw := start(t, binary, "-c", cfg, "run", "--data", t.TempDir())
+	gw.log.waitFor(t, "device online")
+	c := newCommander()
+	conn := c.connect(t.Context(), fmt.Sprintf("mqtt://127.0.0.1:%d", port))
+	defer conn.Close()
+	// A read of 20 registers and a write with its answer, with their silences
+	// (docs/safety.md); and what this machine, with other tests on it, may add.
+	char := mode.CharTime()
+	worst := (8+45)*char + 2*35*char/10 + (8+8)*char + 2*35*char/10
+	const slack = 400 * time.Millisecond
+	var most time.Duration
+	for i := range tries {
+		if i%4 == 0 { // normal writes that wait
+			for k := range 3 {
+				_ = conn.Publish(t.Context(), mqtt.Message{Topic: fmt.Sprintf("set/%d/p%d", 1+i%5, k), Payload: fmt.Append(nil, i), QoS: 1})
+			}
+		}
+		time.Sleep(time.Duration(rand.IntN(60)) * time.Millisecond)
+		began := time.Now()
+		if err := conn.Publish(t.Context(), mqtt.Message{Topic: fmt.Sprint("stop/", 1+i%5), Payload: []byte("STOP"), QoS: 1}); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case at := <-stops:
+			most = max(most, at.Sub(began))
+			if at.Sub(began) > worst+slack {
+				t.Errorf("try %d: stopped after %v, the worst case is %v", i, at.Sub(began), worst)
+			}
+		case <-time.After(patience):
+			t.Fatalf("try %d: never stopped", i)
+		}
+	}
+	t.Logf("worst case %v by the wire; the longest of %d tries took %v", worst, tries, most)
+}
