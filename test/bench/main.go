@@ -54,6 +54,7 @@ func sections() []section {
 		{"server", "Our Modbus server beside libmodbus's", serverAbout, benchServer},
 		{"load", "100 TCP devices of 100 points, read every second", loadAbout, benchLoad},
 		{"queue", "An uplink that is away for 20 s", outageAbout, benchOutage},
+		{"commands", "Commands on a busy serial line", commandsAbout, benchCommands},
 		{"memory", "Memory and size", memoryAbout, benchMemory},
 		{"start", "From exec to the first value", startAbout, benchStart},
 	}
