@@ -173,7 +173,7 @@ func (r record) size() int64 {
 
 // wellFormed reports whether b is a record as add writes it.
 func wellFormed(b []byte) bool {
-	return len(b) >= recordHeader+extra(b) && len(b) >= recordHeader+int(binary.BigEndian.Uint16(b[7:]))+extra(b) &&
+	return len(b) >= recordHeader && len(b) >= recordHeader+int(binary.BigEndian.Uint16(b[7:]))+extra(b) &&
 		b[0]&3 <= 2 && b[0]>>4 == 0
 }
 

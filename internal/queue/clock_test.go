@@ -252,3 +252,27 @@ func TestRecordBeforeStamps(t *testing.T) {
 		t.Error("the stamp is not looked at")
 	}
 }
+
+// Records come from a file that anything may have happened to.
+func FuzzRecord(f *testing.F) {
+	f.Add(append([]byte{1 | flagRetain, 0, 0, 0, 0, 0, 5, 0, 1}, "tpayload"...))
+	f.Add(append([]byte{flagUnsynced, 0, 0, 0, 0, 0, 5, 0, 1}, "tp\x00\x00\x00\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01"...))
+	d := newDay(7)
+	d.set(may)
+	clk := d.clock()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if !wellFormed(b) {
+			return
+		}
+		c := newChunk(1, len(b)+crcBytes, new(spare))
+		c.bytes = append(append(c.bytes, 0, 0, 0, 0), b...)
+		c.append(record{len: uint32(len(c.bytes)), extra: uint8(extra(b))})
+		e := c.entry(0, clk)
+		if n := len(e.Topic) + len(e.Payload) + recordHeader + extra(b); n != len(b) && n != len(b)-len(clock.Unsynced) {
+			t.Errorf("%d bytes of a record of %d", n, len(b))
+		}
+		if c.records[0].size() != int64(len(b)-extra(b)-recordHeader+overhead) {
+			t.Errorf("size %d", c.records[0].size())
+		}
+	})
+}
