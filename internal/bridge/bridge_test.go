@@ -42,7 +42,7 @@ func (l *lockedLog) String() string {
 
 // site is a gateway as far as a bridge sees it: its broker, and one uplink.
 type site struct {
-	t      *testing.T
+	t      testing.TB
 	name   string
 	log    *lockedLog
 	broker *broker.Broker
@@ -55,7 +55,7 @@ type site struct {
 }
 
 // open starts the embedded broker of a site. It ends with the test.
-func open(t *testing.T, name string) *site {
+func open(t testing.TB, name string) *site {
 	t.Helper()
 	s := &site{t: t, name: name, log: &lockedLog{}}
 	cfg := config.Broker{Listen: []config.BrokerListener{{Scheme: "mqtt", Address: "127.0.0.1:0"}}, Anonymous: true}
@@ -116,7 +116,7 @@ func (s *site) connected() {
 // client connects to the site's broker.
 func (s *site) client(id string) *uplink.Conn { s.t.Helper(); return connect(s.t, s.url(), id, nil) }
 
-func connect(t *testing.T, url, id string, handle func(mqtt.Message)) *uplink.Conn {
+func connect(t testing.TB, url, id string, handle func(mqtt.Message)) *uplink.Conn {
 	t.Helper()
 	o := uplink.ConnOptions{}
 	if handle != nil {
@@ -163,7 +163,7 @@ func showed(r mosquittotest.Received) string {
 	return fmt.Sprintf("%s=%s q%d retain=%t", r.Topic, r.Payload, r.QoS, r.Retain == 1)
 }
 
-func publish(t *testing.T, c *uplink.Conn, topic, payload string, qos uint8, retain bool) {
+func publish(t testing.TB, c *uplink.Conn, topic, payload string, qos uint8, retain bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -172,7 +172,7 @@ func publish(t *testing.T, c *uplink.Conn, topic, payload string, qos uint8, ret
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
