@@ -14,23 +14,25 @@ import (
 // for use by several goroutines.
 type Image struct {
 	slots map[point.ID]int32 // never changed
+	start time.Time
 
-	mu    sync.RWMutex // held for some memory accesses a sample
-	cells []cell
+	mu     sync.RWMutex  // held for some memory accesses a sample
+	vitals []vital       // by slot
+	values []point.Value // likewise: the newest good one; None: there was none yet
 }
 
-// cell is what is known of one point.
-type cell struct {
-	value   point.Value // the newest good one; None: there was none yet
-	at      time.Time   // of value
+// vital is what is looked at whenever a point is read. It is kept apart from the
+// values, and small, because a PLC reads hundreds of points at once.
+type vital struct {
+	at      time.Duration // of the value, since the image's start
+	version uint32        // counts changes of the value
 	quality point.Quality
-	seen    bool   // there was a sample
-	version uint32 // counts changes of value
+	seen    bool // there was a sample
 }
 
 // NewImage returns the image of all points that servers show.
 func NewImage(servers []config.Server) *Image {
-	m := &Image{slots: make(map[point.ID]int32)}
+	m := &Image{slots: make(map[point.ID]int32), start: time.Now()}
 	for _, s := range servers {
 		for i := range s.Map {
 			e := &s.Map[i]
@@ -39,7 +41,7 @@ func NewImage(servers []config.Server) *Image {
 			}
 		}
 	}
-	m.cells = make([]cell, len(m.slots))
+	m.vitals, m.values = make([]vital, len(m.slots)), make([]point.Value, len(m.slots))
 	return m
 }
 
@@ -56,7 +58,7 @@ func (m *Image) Apply(_ time.Time, in []point.Sample) []point.Sample {
 			m.mu.Lock()
 			locked = true
 		}
-		m.cells[slot].take(&in[i])
+		m.take(slot, &in[i])
 	}
 	if locked {
 		m.mu.Unlock()
@@ -64,18 +66,22 @@ func (m *Image) Apply(_ time.Time, in []point.Sample) []point.Sample {
 	return in
 }
 
-func (c *cell) take(s *point.Sample) {
-	c.seen, c.quality = true, s.Quality
+func (m *Image) take(slot int32, s *point.Sample) {
+	v := &m.vitals[slot]
+	v.seen, v.quality = true, s.Quality
 	if s.Quality == point.Bad || s.Value.IsZero() {
-		c.quality = point.Bad
+		v.quality = point.Bad
 		return // the last good value stays for those who ask for it
 	}
-	c.at = s.Time
-	if c.value != s.Value {
-		c.value = s.Value
-		c.version++
+	v.at = s.Time.Sub(m.start) // by the monotonic clock, which nobody sets
+	if m.values[slot] != s.Value {
+		m.values[slot] = s.Value
+		v.version++
 	}
 }
+
+// now returns the time since the image's start.
+func (m *Image) now() time.Duration { return time.Since(m.start) }
 
 // The status of a point, as a PLC reads it.
 const (
@@ -85,15 +91,15 @@ const (
 	statusNever
 )
 
-// status judges a cell at a time: what is older than after, unless that is 0, is
+// status judges a point at a time: what is older than after, unless that is 0, is
 // as bad as what could not be read.
-func (c *cell) status(now time.Time, after time.Duration) uint16 {
+func (v *vital) status(now, after time.Duration) uint16 {
 	switch {
-	case !c.seen:
+	case !v.seen:
 		return statusNever
-	case c.quality == point.Bad, after > 0 && now.Sub(c.at) > after:
+	case v.quality == point.Bad, after > 0 && now-v.at > after:
 		return statusBad
-	case c.quality == point.Uncertain:
+	case v.quality == point.Uncertain:
 		return statusUncertain
 	}
 	return statusGood
@@ -101,9 +107,9 @@ func (c *cell) status(now time.Time, after time.Duration) uint16 {
 
 // age returns the age of the value in whole seconds; ok is false before the
 // first.
-func (c *cell) age(now time.Time) (seconds uint64, ok bool) {
-	if c.value.IsZero() {
+func (v *vital) age(now time.Duration) (seconds uint64, ok bool) {
+	if v.version == 0 {
 		return 0, false
 	}
-	return uint64(max(now.Sub(c.at), 0) / time.Second), true
+	return uint64(max(now-v.at, 0) / time.Second), true
 }

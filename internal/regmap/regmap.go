@@ -86,56 +86,72 @@ type Map struct {
 	gate     Gate
 	identity modbus.Identity
 	log      *slog.Logger
-	tables   [modbus.HoldingRegisters + 1][]entry // sorted by address
+	tables   [modbus.HoldingRegisters + 1]table
 	pass     [256]modbus.Endpoint
 	ask      unmapped
 
-	mu      sync.Mutex // guards what changes in entries, and what follows
+	mu      sync.Mutex // guards what changes in places and entries, and what follows
 	scratch []pending
 	words   [modbus.MaxReadBits]uint16
 }
 
-// entry is one place of the map.
+// table is one table of a map, sorted by address.
+type table struct {
+	places  []place
+	entries []entry // of each place
+}
+
+// place is what is looked at whenever an entry is read.
+type place struct {
+	after   time.Duration // a value is stale then; 0: never
+	slot    int32         // in the image
+	version uint32        // of the value that the words are of
+	addr, n uint16
+	word    uint16 // the words, where there is one
+	ready   bool   // the words are of version
+}
+
+// entry is the rest of it.
 type entry struct {
 	*config.Entry
-	addr, n uint16
-	show    config.Show
-	last    bool          // a stale value is shown as it was
-	after   time.Duration // it is stale then; 0: never
-	slot    int32         // in the image
-	stale   []uint16      // what stands in place of a stale value; nil: an exception or the last
+	stale []uint16 // what stands in place of a stale value; nil: an exception or the last
 
 	// The newest value in words, made when it is asked for.
-	version uint32
-	known   bool
-	fits    bool // false: the type cannot hold the value
-	words   []uint16
-	told    string // how the newest write failed, as the log has it
+	words []uint16
+	unfit bool   // the type cannot hold it
+	told  string // how the newest write failed, as the log has it
 
 	writing *sync.Mutex // held by who changes some bits of the value
 }
 
+// run is neighbouring places of a table.
+type run struct {
+	places  []place
+	entries []entry
+}
+
 // New returns the map of a server. identity is what it says of itself.
 func New(cfg config.Server, image *Image, gate Gate, identity modbus.Identity, log *slog.Logger) *Map {
+	cfg.Map = slices.Clone(cfg.Map)
+	slices.SortFunc(cfg.Map, func(a, b config.Entry) int {
+		return cmp.Or(cmp.Compare(a.Point.Table, b.Point.Table), cmp.Compare(a.Point.Address, b.Point.Address))
+	})
 	m := &Map{cfg: cfg, image: image, gate: gate, identity: identity, log: log}
 	room := 0
-	for i := range cfg.Map {
-		room += cfg.Map[i].Point.Words()
+	for i := range m.cfg.Map {
+		room += m.cfg.Map[i].Point.Words()
 	}
 	words := make([]uint16, room)
-	for i := range cfg.Map {
+	for i := range m.cfg.Map { // by table and address
 		c := &m.cfg.Map[i]
-		e := entry{Entry: c, addr: c.Point.Address, n: uint16(c.Point.Words()), slot: image.slots[c.Point.ID],
-			show: c.Show, last: c.Stale == config.StaleLast, after: c.StaleAfter}
-		e.words, words = words[:e.n:e.n], words[e.n:]
-		e.stale = staleWords(c)
+		p := place{after: c.StaleAfter, slot: image.slots[c.Point.ID], addr: c.Point.Address, n: uint16(c.Point.Words())}
+		e := entry{Entry: c, stale: staleWords(c), words: words[:p.n:p.n]}
+		words = words[p.n:]
 		if c.Writable {
 			e.writing = new(sync.Mutex)
 		}
-		m.tables[c.Point.Table] = append(m.tables[c.Point.Table], e)
-	}
-	for t := range m.tables {
-		slices.SortFunc(m.tables[t], func(a, b entry) int { return cmp.Compare(a.addr, b.addr) })
+		t := &m.tables[c.Point.Table]
+		t.places, t.entries = append(t.places, p), append(t.entries, e)
 	}
 	for _, p := range cfg.Pass {
 		for u := int(p.From); u <= int(p.To); u++ {
@@ -221,22 +237,22 @@ type memory struct {
 
 // Read implements modbus.Memory.
 func (r memory) Read(t modbus.Table, addr uint16, dst []uint16) error {
-	entries, err := r.m.find(r.ctx, r.f, t, addr, len(dst))
+	found, err := r.m.find(r.ctx, r.f, t, addr, len(dst))
 	if err != nil {
 		return err
 	}
 	r.m.mu.Lock()
 	defer r.m.mu.Unlock()
-	return r.m.load(entries, dst)
+	return r.m.load(found, dst)
 }
 
 // Write implements modbus.Memory.
 func (r memory) Write(t modbus.Table, addr uint16, src []uint16) error {
-	entries, err := r.m.find(r.ctx, r.f, t, addr, len(src))
+	found, err := r.m.find(r.ctx, r.f, t, addr, len(src))
 	if err != nil {
 		return err
 	}
-	return r.m.store(r.ctx, entries, src)
+	return r.m.store(r.ctx, found.entries, src)
 }
 
 // modify makes ready for a change of some bits of a register (function 22), which
@@ -244,17 +260,17 @@ func (r memory) Write(t modbus.Table, addr uint16, src []uint16) error {
 // stands in place of a stale value is nothing to start from.
 func (m *Map) modify(ctx context.Context, req modbus.PDU) (unlock func(), err error) {
 	t, addr, n, _ := req.Span()
-	entries, err := m.find(ctx, req.Function(), t, addr, n)
+	found, err := m.find(ctx, req.Function(), t, addr, n)
 	if err != nil {
 		return nil, err
 	}
-	e := &entries[0]
+	p, e := &found.places[0], &found.entries[0]
 	if e.writing == nil {
 		return func() {}, nil // refused when it is written, or the seconds of a pause
 	}
 	e.writing.Lock()
 	m.image.mu.RLock()
-	status := m.image.cells[e.slot].status(time.Now(), e.StaleAfter)
+	status := m.image.vitals[p.slot].status(m.image.now(), p.after)
 	m.image.mu.RUnlock()
 	if status > statusUncertain {
 		e.writing.Unlock()
@@ -265,8 +281,8 @@ func (m *Map) modify(ctx context.Context, req modbus.PDU) (unlock func(), err er
 
 // find returns the entries that a request covers: all of them whole, and without
 // holes between them.
-func (m *Map) find(ctx context.Context, f modbus.FunctionCode, t modbus.Table, addr uint16, n int) ([]entry, error) {
-	all := m.tables[t]
+func (m *Map) find(ctx context.Context, f modbus.FunctionCode, t modbus.Table, addr uint16, n int) (run, error) {
+	all := m.tables[t].places
 	i := sort.Search(len(all), func(i int) bool { return all[i].addr >= addr }) // reads nothing that mu guards
 	found := i < len(all) && all[i].addr == addr
 	end, j := int(addr), i
@@ -277,22 +293,22 @@ func (m *Map) find(ctx context.Context, f modbus.FunctionCode, t modbus.Table, a
 	if !found || end != int(addr)+n {
 		cut := end > int(addr)+n || !found && i > 0 && int(all[i-1].addr)+int(all[i-1].n) > int(addr)
 		m.ask.note(m.log, Unmapped{Function: f, Table: t, Address: addr, Count: n, Cut: cut, Client: modbus.Client(ctx)})
-		return nil, modbus.IllegalDataAddress
+		return run{}, modbus.IllegalDataAddress
 	}
-	return all[i:j], nil
+	return run{all[i:j], m.tables[t].entries[i:j]}, nil
 }
 
 // read answers functions 1 to 4.
 func (m *Map) read(ctx context.Context, req modbus.PDU) (modbus.PDU, error) {
 	t, addr, n, _ := req.Span()
-	entries, err := m.find(ctx, req.Function(), t, addr, n)
+	found, err := m.find(ctx, req.Function(), t, addr, n)
 	if err != nil {
 		return nil, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	words := m.words[:n]
-	if err := m.load(entries, words); err != nil {
+	if err := m.load(found, words); err != nil {
 		return nil, err
 	}
 	if t.Bits() {
@@ -313,26 +329,32 @@ func (m *Map) read(ctx context.Context, req modbus.PDU) (modbus.PDU, error) {
 
 // pending is an entry whose value is to be put into words.
 type pending struct {
-	e       *entry
+	i       int // in the run
 	dst     []uint16
 	value   point.Value
 	version uint32
 }
 
-// load fills dst with the words of entries, which cover it exactly. All are of
-// one moment. mu is held.
-func (m *Map) load(entries []entry, dst []uint16) error {
-	now := time.Now()
+// load fills dst with the words of found, which covers it exactly. All are of one
+// moment. mu is held.
+func (m *Map) load(found run, dst []uint16) error {
+	now := m.image.now()
 	m.scratch = m.scratch[:0]
 	m.image.mu.RLock()
 	var err error
-	for i := range entries {
-		e := &entries[i]
-		var to []uint16
-		to, dst = dst[:e.n], dst[e.n:]
-		if err = m.loadOne(e, to, now); err != nil {
+	for i := range found.places {
+		p := &found.places[i]
+		v := &m.image.vitals[p.slot]
+		if p.ready && p.version == v.version && v.quality != point.Bad && (p.after == 0 || now-v.at <= p.after) {
+			if p.n == 1 {
+				dst[0] = p.word
+			} else {
+				copy(dst, found.entries[i].words)
+			}
+		} else if err = m.loadOne(found, i, dst[:p.n], now); err != nil {
 			break
 		}
+		dst = dst[p.n:]
 	}
 	m.image.mu.RUnlock()
 	if err != nil {
@@ -340,30 +362,32 @@ func (m *Map) load(entries []entry, dst []uint16) error {
 	}
 	// Putting values into words may take microseconds each, for which no bus
 	// shall wait. Other clients of this server do.
-	for _, p := range m.scratch {
-		p.e.encode(p.value, p.version, m.log)
-		if !p.e.fits {
-			if p.e.stale == nil {
-				return modbus.ServerDeviceFailure
-			}
-			copy(p.dst, p.e.stale)
-			continue
+	for _, x := range m.scratch {
+		p, e := &found.places[x.i], &found.entries[x.i]
+		m.encode(p, e, x.value, x.version)
+		switch {
+		case !e.unfit:
+			copy(x.dst, e.words)
+		case e.stale != nil:
+			copy(x.dst, e.stale)
+		default:
+			return modbus.ServerDeviceFailure
 		}
-		copy(p.dst, p.e.words)
 	}
 	return nil
 }
 
 // loadOne fills dst with the words of one entry, or leaves that for later in
 // scratch. The image is locked.
-func (m *Map) loadOne(e *entry, dst []uint16, now time.Time) error {
-	if e.show == config.ShowPause {
+func (m *Map) loadOne(found run, i int, dst []uint16, now time.Duration) error {
+	p, e := &found.places[i], &found.entries[i]
+	if e.Show == config.ShowPause {
 		dst[0] = uint16(min((m.gate.Paused(e.Device)+time.Second-1)/time.Second, maxPause))
 		return nil
 	}
-	c := &m.image.cells[e.slot]
-	status := c.status(now, e.after)
-	switch e.show {
+	v := &m.image.vitals[p.slot]
+	status := v.status(now, p.after)
+	switch e.Show {
 	case config.ShowStatus:
 		if e.Point.Table.Bits() {
 			dst[0] = 0
@@ -372,14 +396,14 @@ func (m *Map) loadOne(e *entry, dst []uint16, now time.Time) error {
 			}
 			return nil
 		}
-		number(e, uint64(status), dst)
+		number(uint64(status), dst)
 		return nil
 	case config.ShowAge:
-		seconds, ok := c.age(now)
+		seconds, ok := v.age(now)
 		if !ok {
 			seconds = 1<<32 - 1
 		}
-		number(e, seconds, dst)
+		number(seconds, dst)
 		return nil
 	}
 	if status > statusUncertain {
@@ -387,25 +411,17 @@ func (m *Map) loadOne(e *entry, dst []uint16, now time.Time) error {
 		case e.stale != nil:
 			copy(dst, e.stale)
 			return nil
-		case !e.last || c.value.IsZero():
+		case e.Stale != config.StaleLast || v.version == 0:
 			return modbus.GatewayTargetNoResponse
 		}
 	}
-	if e.known && e.fits && e.version == c.version {
-		if len(dst) == 1 {
-			dst[0] = e.words[0]
-		} else {
-			copy(dst, e.words)
-		}
-		return nil
-	}
-	m.scratch = append(m.scratch, pending{e, dst, c.value, c.version})
+	m.scratch = append(m.scratch, pending{i, dst, m.image.values[p.slot], v.version})
 	return nil
 }
 
-// number puts a whole number into an entry of type uint16 or uint32, at most the
-// greatest that it holds.
-func number(e *entry, n uint64, dst []uint16) {
+// number puts a whole number into one or two registers, at most the greatest that
+// they hold.
+func number(n uint64, dst []uint16) {
 	if len(dst) == 1 {
 		dst[0] = uint16(min(n, 1<<16-1))
 		return
@@ -415,17 +431,18 @@ func number(e *entry, n uint64, dst []uint16) {
 }
 
 // encode puts a value into words, once for each version.
-func (e *entry) encode(v point.Value, version uint32, log *slog.Logger) {
-	if e.known && e.version == version {
+func (m *Map) encode(p *place, e *entry, v point.Value, version uint32) {
+	if p.version == version && (p.ready || e.unfit) {
 		return
 	}
-	did := !e.known || e.fits
 	words, err := e.Point.Encode(v)
-	e.known, e.version, e.fits = true, version, err == nil
+	if err != nil && !e.unfit {
+		m.log.Warn("value does not fit where a plc reads it", "point", string(e.Point.ID),
+			"address", point.FormatAddress(e.Point.Table, p.addr), "type", e.Point.TypeName(), "err", err)
+	}
+	p.version, p.ready, e.unfit = version, err == nil, err != nil
 	if err == nil {
 		copy(e.words, words)
-	} else if did {
-		log.Warn("value does not fit where a plc reads it", "point", string(e.Point.ID),
-			"address", point.FormatAddress(e.Point.Table, e.addr), "type", e.Point.TypeName(), "err", err)
+		p.word = words[0]
 	}
 }

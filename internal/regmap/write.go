@@ -19,7 +19,7 @@ func (m *Map) store(ctx context.Context, entries []entry, src []uint16) error {
 	for i := range entries {
 		e := &entries[i]
 		var words []uint16
-		words, src = src[:e.n], src[e.n:]
+		words, src = src[:len(e.words)], src[len(e.words):]
 		switch {
 		case e.Show == config.ShowPause:
 			if words[0] > maxPause {
