@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -82,6 +83,11 @@ func TestPair(t *testing.T) {
 	eventually("-t 1 -r 0 -c 1", "1")
 	eventually("-t 4 -r 1 -c 1", "700")
 
+	// What the room says of itself goes to whoever listens: a device in memory is
+	// online, and each record is told with its hash.
+	says := start(t, "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(brokerPort), "-v", "-t", "fieldgate/room/event", "-t", "fieldgate/room/device/+/state")
+	says.out.waitFor(t, "fieldgate/room/device/boiler/state online")
+
 	// Down: the PLC's write is an order, done and seen done at the far end.
 	order := func(value string) string {
 		t.Helper()
@@ -112,6 +118,17 @@ func TestPair(t *testing.T) {
 		}
 		if out, stderr, code := run(t, "audit", "verify", "--data", dir); !strings.Contains(out, "the chain holds") || code != 0 {
 			t.Errorf("audit verify of the %s: %s%s", name, out, stderr)
+		}
+	}
+
+	says.out.waitFor(t, `"event":"result"`)
+	told := regexp.MustCompile(`"hash":"([0-9a-f]{64})"`).FindAllStringSubmatch(says.out.String(), -1)
+	if len(told) < 2 {
+		t.Fatalf("%d records told, want the order and what came of it", len(told))
+	}
+	for _, hash := range told {
+		if out, stderr, code := run(t, "audit", "verify", "--data", filepath.Join(data, "room"), "--has", hash[1]); code != 0 {
+			t.Errorf("audit verify --has %s: %s%s", hash[1], out, stderr)
 		}
 	}
 
