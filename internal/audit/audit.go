@@ -25,6 +25,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -180,6 +181,40 @@ func parse(line []byte) (r Record, sound bool, err error) {
 	}
 	body, ok := bytes.CutSuffix(line, []byte(beforeHash+r.Hash+afterHash))
 	return r, ok && hash(body) == r.Hash, nil
+}
+
+// glance returns the place of a sound record and the hash that it names before
+// it, without reading the rest of its line: a start looks at thousands.
+func glance(line []byte) (p place, before string, ok bool) {
+	const (
+		begin = `{"seq":`
+		prev  = `,"prev":"`
+		quote = `"`
+	)
+	text, ok := bytes.CutSuffix(line, []byte(afterHash))
+	end := len(text) - hashLen
+	if !ok || end < 0 {
+		return place{}, "", false
+	}
+	p.hash = string(text[end:])
+	body, ok := bytes.CutSuffix(text[:end], []byte(beforeHash))
+	if !ok || hash(body) != p.hash {
+		return place{}, "", false
+	}
+	// What has its own hash was written by JSON: number first, hash before last.
+	text, ok = bytes.CutSuffix(body, []byte(quote))
+	if end = len(text) - hashLen; !ok || end < 0 || !bytes.HasSuffix(text[:end], []byte(prev)) {
+		return place{}, "", false
+	}
+	before = string(text[end:])
+	digits, ok := bytes.CutPrefix(body, []byte(begin))
+	n := bytes.IndexByte(digits, ',')
+	if !ok || n < 0 {
+		return place{}, "", false
+	}
+	seq, err := strconv.ParseUint(string(digits[:n]), 10, 64)
+	p.seq = seq
+	return p, before, err == nil && seq > 0
 }
 
 // tidy returns r as it can be written: with a time, by a clock that knows

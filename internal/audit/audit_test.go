@@ -193,6 +193,9 @@ func TestOddTexts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if p, before, ok := glance(got.JSON()); !ok || p != (place{got.Seq, got.Hash}) || before != got.Prev {
+			t.Errorf("glance(%.100q…) = %v, %s, %v", got.JSON(), p, before, ok)
+		}
 		back, sound, err := parse(got.JSON())
 		if err != nil || !sound || back != got || len(got.Reason) > MaxText {
 			t.Errorf("%.100q… comes back as %.100q…, sound %v: %v", got.JSON(), back.JSON(), sound, err)
@@ -614,6 +617,13 @@ func FuzzRead(f *testing.F) {
 		save(t, file(dir, 1), data)
 		save(t, filepath.Join(dir, folderName, headName), head)
 		before := verify(t, dir)
+		for line := range bytes.Lines(data) {
+			if p, before, ok := glance(bytes.TrimSuffix(line, []byte("\n"))); ok {
+				if r, sound, err := parse(bytes.TrimSuffix(line, []byte("\n"))); err == nil && (!sound || r.Seq != p.seq || r.Hash != p.hash || r.Prev != before) {
+					t.Errorf("a glance at %q gives %v, %s", line, p, before)
+				}
+			}
+		}
 		_ = Read(dir, func(r Record) error {
 			if r.Seq == 0 || r.Event == "" {
 				t.Errorf("a record out of noise: %+v", r)

@@ -108,17 +108,17 @@ func look(path string, held uint64) (e ending, size int64, err error) {
 	number := 0
 	err = lines(f, func(text []byte, whole bool) error {
 		number++
-		r, sound, err := parse(text)
-		good := whole && sound && err == nil
-		if good && e.last.seq > 0 && e.badLine == 0 && (r.Seq != e.last.seq+1 || r.Prev != e.last.hash) {
+		at, before, good := glance(text)
+		good = good && whole
+		if good && e.last.seq > 0 && e.badLine == 0 && (at.seq != e.last.seq+1 || before != e.last.hash) {
 			good = false
 			e.later = true
 		}
 		switch {
 		case good:
-			e.last = place{r.Seq, r.Hash}
-			if r.Seq == held {
-				e.held = r.Hash
+			e.last = at
+			if at.seq == held {
+				e.held = at.hash
 			}
 			if e.badLine > 0 {
 				e.later = true
