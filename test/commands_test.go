@@ -247,7 +247,8 @@ func killCommands(t *testing.T, rounds int) {
 		run()
 		ctx, cancel := context.WithCancel(t.Context())
 		var sending sync.WaitGroup
-		sending.Go(func() { c.send(ctx, url, rng, 2*time.Millisecond) }) // ends with ctx
+		dice := rand.New(rand.NewPCG(rng.Uint64(), 0))
+		sending.Go(func() { c.send(ctx, url, dice, 2*time.Millisecond) }) // ends with ctx
 		// The moments are the point of the test. It takes a while to connect.
 		for c.sent() == 0 {
 			time.Sleep(time.Millisecond)

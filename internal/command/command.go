@@ -113,8 +113,9 @@ type Order struct {
 	NoRush  bool          // no emergency, although all its points are
 	Stop    bool          // of several, when one fails: leave those before, rather than restore them
 
-	fresh  bool   // look at the device before writing what it shows already
-	answer string // topic of the answer
+	counted bool   // Expires counts from the arrival: our own clock is right for it
+	fresh   bool   // look at the device before writing what it shows already
+	answer  string // topic of the answer
 }
 
 // Outcome is what became of one write.

@@ -28,6 +28,7 @@ type request struct {
 	id      string
 	issued  time.Time // zero: it does not say
 	expires time.Time // zero: it does not say
+	counted bool      // expires counts from the arrival, so that no clock is needed for it
 	writes  []Write
 	only    string // of a read: one of the points
 }
@@ -152,6 +153,7 @@ func (r *request) envelope(fields []field, now time.Time) (rest []field, err err
 			from = r.issued
 		}
 		if end := from.Add(ttl); r.expires.IsZero() || end.Before(r.expires) {
+			r.counted = r.issued.IsZero() && r.expires.IsZero()
 			r.expires = end
 		}
 	}

@@ -272,7 +272,7 @@ func (o *Order) late(now time.Time, clockSet, emergency bool) string {
 	if o.Issued.IsZero() && o.Expires.IsZero() {
 		return ""
 	}
-	if !clockSet {
+	if !clockSet && !o.counted {
 		if emergency {
 			return ""
 		}
@@ -342,7 +342,7 @@ func (d *Desk) spend(p *place, now time.Time) {
 	p.warned = true
 	d.log.Warn("budget of writes nearly used up", "point", p.point.ID, "writes", p.writes, "budget", budget)
 	d.note(audit.Record{
-		Event: "budget", Via: "gateway", Point: string(p.point.ID),
+		Event: budgetLow, Via: viaGateway, Point: string(p.point.ID),
 		Reason: fmt.Sprintf("%d of the day's %d writes are used up", p.writes, budget),
 	})
 }

@@ -49,11 +49,27 @@ func TestTimes(t *testing.T) {
 		d.want("emergency/stop", fmt.Sprintf(`{"value":"EMERGENCY_STOP","timestamp":"%s"}`, stamp(now.Add(-time.Hour))), "STOPPED")
 		d.want("emergency/stop", fmt.Sprintf(`{"value":"EMERGENCY_STOP","timestamp":"%s","ttl":5}`, stamp(now.Add(-time.Hour))), "it expired")
 		set = false
+		d.want("set/one", `{"point":"boiler.level","value":6,"ttl":30}`, "it has no timestamp")
 		d.want(level, at(0, ""), `the clock of this gateway was never set`)
 		d.want("emergency/stop", fmt.Sprintf(`{"value":"EMERGENCY_STOP","timestamp":"%s","ttl":5}`, stamp(now.Add(-time.Hour))), "STOPPED")
 		if n := len(d.plant.writes()); n != 3+3*2 {
 			t.Errorf("%d writes: %q", n, d.plant.writes())
 		}
+	})
+}
+
+// A time to live that counts from the arrival needs no clock.
+func TestTTLWithoutClock(t *testing.T) {
+	bubble(t, testCommands, func(o *Options) { o.ClockSet = func() bool { return false } }, func(t *testing.T, d *desk) {
+		d.want("cmd/boiler/level", `{"value":6,"ttl":30}`, `"verified"`)
+		d.plant.delay["boiler"] = 20 * time.Second
+		d.send("cmd/boiler/level", "1")
+		d.send("cmd/boiler/level", `{"value":7,"ttl":30}`)
+		time.Sleep(time.Minute)
+		if got := d.take(); len(got) != 2 || !strings.Contains(got[1], "it waited too long: it expired at") {
+			t.Errorf("answered %q", got)
+		}
+		d.want("cmd/pump-2/speed", fmt.Sprintf(`{"value":6,"timestamp":"%s"}`, stamp(time.Now())), `the clock of this gateway was never set`)
 	})
 }
 

@@ -187,7 +187,7 @@ func (d *Desk) writeCommand(m message, h handler) (safe <-chan struct{}) {
 	r, err := decode(c, m.targets, m.Payload, d.find, m.at)
 	o := Order{
 		ID: r.id, By: m.sender(), Via: m.from.Via, Writes: r.writes,
-		Issued: r.issued, Expires: r.expires, MaxAge: c.MaxAge, Retry: c.Retry,
+		Issued: r.issued, Expires: r.expires, counted: r.counted, MaxAge: c.MaxAge, Retry: c.Retry,
 		NoRush: !c.Emergency, Stop: c.StopOnError, answer: m.ackTopic(),
 	}
 	switch {
@@ -335,7 +335,7 @@ func (d *Desk) readCommand(m message) (safe <-chan struct{}) {
 			ids = append(ids, t.Point)
 		}
 	}
-	o := Order{Issued: r.issued, Expires: r.expires, MaxAge: m.command.MaxAge}
+	o := Order{Issued: r.issued, Expires: r.expires, counted: r.counted, MaxAge: m.command.MaxAge}
 	switch late := o.late(m.at, d.o.ClockSet(), false); {
 	case len(m.command.Users) > 0 && m.from.Via == config.Local && !slices.Contains(m.command.Users, m.from.User):
 		refuse(r.id, fmt.Sprintf("the user %s may not send it", quote(m.from.User)))

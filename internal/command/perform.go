@@ -420,7 +420,7 @@ func (d *Desk) restore(ctx context.Context, j *job, r *Result, before []point.Va
 		d.spend(c.place, time.Now())
 		d.mu.Unlock()
 		back, _ := d.writeOne(ctx, j, &c, true)
-		d.note(j.result(back, "restored"))
+		d.note(j.result(back, restored))
 		if back.Status == Verified {
 			out.Status, out.Reason = Failed, "restored"
 			continue
@@ -446,4 +446,4 @@ func (j *job) result(out Outcome, event string) audit.Record {
 }
 
 // noteTry records a try that will be followed by another.
-func (d *Desk) noteTry(j *job, out Outcome) { d.note(j.result(out, "tried")) }
+func (d *Desk) noteTry(j *job, out Outcome) { d.note(j.result(out, tried)) }

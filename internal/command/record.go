@@ -12,6 +12,15 @@ import (
 	"fieldgate/internal/point"
 )
 
+// Events of the record beside those of package audit: writes that are not the
+// outcome of an order.
+const (
+	tried      = "tried"      // one more try will follow
+	restored   = "restored"   // the value of before was written back
+	reasserted = "reasserted" // a held value was written again
+	budgetLow  = "budget"     // most of a day's writes are used up
+)
+
 const (
 	// maxNoting bounds the records on their way to the disk that nobody waits
 	// for.
@@ -191,6 +200,8 @@ func (d *Desk) remember(dir string, now time.Time) {
 			if o != nil {
 				o.results = append(o.results, r)
 			}
+		case tried, restored, reasserted:
+			d.spendAgain(r, now)
 		case audit.Refused:
 			if r.ID != "" && !passing(r.Reason) {
 				orders = append(orders, &order{record: r, results: []audit.Record{r}})
@@ -261,25 +272,24 @@ func valueOf(text string) point.Value {
 	return point.ParseValue(text)
 }
 
+// spendAgain counts a write of before that is not the outcome of an order.
+func (d *Desk) spendAgain(r audit.Record, now time.Time) {
+	if p := d.points[point.ID(r.Point)]; p != nil && today(r.Time) == today(now) {
+		p.day = today(now)
+		p.writes++
+	}
+}
+
 // recount counts the writes of an order of before against the budgets.
 func (d *Desk) recount(r audit.Record, points []string, results []audit.Record, now time.Time) {
-	if today(r.Time) != today(now) {
-		return
-	}
-	spend := func(id string) {
-		if p := d.points[point.ID(id)]; p != nil {
-			p.day = today(now)
-			p.writes++
-		}
-	}
 	if len(results) == 0 {
 		for _, id := range points {
-			spend(id)
+			d.spendAgain(audit.Record{Point: id, Time: r.Time}, now)
 		}
 	}
 	for _, res := range results {
 		if res.Reason != unchanged && res.Status != string(Rejected) {
-			spend(res.Point)
+			d.spendAgain(res, now)
 		}
 	}
 }

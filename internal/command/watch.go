@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"fieldgate/internal/audit"
 	"fieldgate/internal/config"
 	"fieldgate/internal/point"
 )
@@ -221,7 +220,7 @@ func (d *Desk) reassert(ctx, grace context.Context, p *place, t *turn, value poi
 	if out.Reason == unchanged {
 		return
 	}
-	d.note(j.result(out, audit.Result))
+	d.note(j.result(out, reasserted))
 	if out.Status == Failed || out.Status == Unknown {
 		d.log.Info("value not written again", "point", p.point.ID, "status", string(out.Status), "reason", out.Reason)
 	}
