@@ -149,6 +149,9 @@ func printConfig(w io.Writer, cfg *config.Config) error {
 		}
 	}
 	fmt.Fprintf(w, "status: %s every %s\n", cfg.Status.Topic, config.FormatDuration(cfg.Status.Every))
+	if cfg.Web.Listen != "" {
+		fmt.Fprintf(w, "web: %s\n", cfg.Web.Listen)
+	}
 	_, err := fmt.Fprintln(w)
 	return err
 }
