@@ -93,6 +93,10 @@ func TestAzure(t *testing.T) {
 			t.Errorf("a token for %v is renewed after %v", ttl, at.Sub(now))
 		}
 	}
+	closed := newFakeBroker(t, func(packetIn, uint16) ([]byte, bool) { return []byte{0x20, 2, 0, 5}, false })
+	if _, err := Connect(t.Context(), cfg, closed.url(), ConnOptions{}); err == nil || !strings.Contains(err.Error(), "check azure_sas.key, that client_id is the device's id, and the clock of this machine") {
+		t.Errorf("a hub that lets nobody in: %v", err)
+	}
 	cfg.AzureSAS.Key = config.SecretSource{Plain: config.NewSecret("s3cret!")}
 	if _, err := Connect(t.Context(), cfg, b.url(), ConnOptions{}); err == nil || !strings.Contains(err.Error(), "the key is not base64") || strings.Contains(err.Error(), "s3cret") {
 		t.Errorf("with a key that is none: %v", err)

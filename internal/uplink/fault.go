@@ -190,6 +190,9 @@ func connectFault(err error, cfg config.Uplink, scheme string) *Fault {
 			f.Text, f.Remedy = "user name or password are wrong", "check username and password"
 		case 5:
 			f.Text, f.Remedy = "the broker does not let us in", "check username, password, client_id and the broker's access rules"
+			if cfg.AzureSAS != nil {
+				f.Remedy = "check azure_sas.key, that client_id is the device's id, and the clock of this machine"
+			}
 		default:
 			f.Text = fmt.Sprintf("the broker answered with the unknown return code %d", byte(r))
 		}

@@ -46,7 +46,7 @@ func TestCertificateReplaced(t *testing.T) {
 	sub := b.Subscribe([]string{"gw1/#", offline.Topic})
 	cfg := settings(b.URL())
 	cfg.TLS.CA, cfg.TLS.Cert, cfg.TLS.Key = certs.CA, certs.ClientCert, certs.ClientKey
-	r := run(t, cfg, func(u *Uplink) { u.lookEvery = 20 * time.Millisecond })
+	r := run(t, cfg, func(u *Uplink) { u.lookEvery = 50 * time.Millisecond })
 	r.connected(t)
 	own := func() string { return r.Status().Certs[1].Subject }
 	if s := r.Status(); len(s.Certs) != 2 || s.Certs[0].Whose != WhoseBroker || s.Certs[0].Subject != "CN=server" || s.Certs[0].Issuer != "CN=Test Authority" || s.Chain != 2 || own() != "CN=client" {
@@ -82,15 +82,17 @@ func TestCertificateReplaced(t *testing.T) {
 
 	// The same once more is no change; what cannot be used is said once.
 	replace(t, certs.ClientCert, other)
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(250 * time.Millisecond)
 	rewrite(t, certs.ClientCert, "nonsense")
-	eventually(t, "a line", func() bool { return strings.Contains(r.log.String(), "changed files cannot be used") })
-	time.Sleep(100 * time.Millisecond)
+	eventually(t, "a line", func() bool { return strings.Contains(r.log.String(), "neither PEM nor") })
+	time.Sleep(250 * time.Millisecond)
 	replace(t, certs.ClientCert, other)
 	eventually(t, "good again", func() bool { return r.Status().Connects == 3 })
 	var lines []string
 	for line := range strings.Lines(r.log.String()) {
-		if !strings.Contains(line, "whose=") { // the test's certificates last a day
+		// The test's certificates last a day; and a machine that stands still between
+		// certificate and key has them seen half done.
+		if !strings.Contains(line, "whose=") && !strings.Contains(line, "private key does not match") {
 			lines = append(lines, line)
 		}
 	}
@@ -245,23 +247,21 @@ func TestFilesOfNobody(t *testing.T) {
 func TestSilence(t *testing.T) {
 	t.Parallel()
 	b := mosquittotest.Start(t, mosquittotest.Options{})
-	k := newLink(t, b.Addr())
-	cfg := settings(k.url())
-	cfg.Keepalive = time.Second
+	cfg := settings(b.URL())
+	cfg.Keepalive = 2 * time.Second
 	r := run(t, cfg, nil)
 	r.connected(t)
-	time.Sleep(3 * time.Second)
+	time.Sleep(4 * time.Second) // longer than a link may be silent
 	if s := r.Status(); s.Connects != 1 || s.Err != "" {
 		t.Fatalf("Status = %+v, want a connection that lasts", s)
 	}
-	k.hole()
+	b.Signal(syscall.SIGSTOP) // its kernel goes on acknowledging, and nothing comes
 	start := time.Now()
 	eventually(t, "noticed", func() bool {
-		return strings.Contains(r.Status().Err, "the link is dead: nothing comes from the broker for 1.75s")
+		return strings.Contains(r.Status().Err, "the link is dead: nothing comes from the broker for 3.5s")
 	})
 	t.Logf("noticed after %v", time.Since(start))
-	k.cut()
-	k.flow()
+	b.Signal(syscall.SIGCONT)
 	eventually(t, "connected again", func() bool { return r.Status().Connected })
 
 	for keepalive, want := range map[time.Duration]time.Duration{5 * time.Second: 8750 * time.Millisecond, 60 * time.Second: 95 * time.Second, 0: 0} {

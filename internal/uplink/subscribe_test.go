@@ -212,7 +212,10 @@ func TestSubscriptionFaults(t *testing.T) {
 			})
 			k := newLink(t, b.l.Addr().String())
 			r := run(t, settings(k.url()), func(u *Uplink) {
-				u.backoff.least, u.backoff.most, u.ackPatience = time.Millisecond, 5*time.Millisecond, 300*time.Millisecond
+				u.backoff.least, u.backoff.most = time.Millisecond, 5*time.Millisecond
+				if row.name == "not answered" {
+					u.ackPatience = time.Second
+				}
 				subscribe(u, Subscription{Filter: "bad", Handle: new(collector).handle}, Subscription{Filter: "good", Handle: new(collector).handle})
 			})
 			if row.name == "surplus codes" { // nobody knows what such a broker means: not connected

@@ -150,6 +150,10 @@ func (b *Broker) start() error {
 	if err != nil {
 		return err
 	}
+	// Its own word counts: on a port that another process has taken meanwhile a
+	// connection would succeed. It says so once all listeners are bound.
+	const running = " running\n"
+	before := strings.Count(b.Output(), running)
 	cmd := exec.Command(path, "-c", conf)
 	cmd.Stdout, cmd.Stderr = b.output, b.output
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -162,12 +166,7 @@ func (b *Broker) start() error {
 		close(ended)
 	}()
 	deadline := time.Now().Add(patience)
-	for {
-		conn, err := net.DialTimeout("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(b.plain)), time.Second) // bound last
-		if err == nil {
-			_ = conn.Close()
-			break
-		}
+	for strings.Count(b.Output(), running) == before {
 		select {
 		case <-ended:
 			return fmt.Errorf("mosquitto ended at once:\n%s", b.Output())
@@ -227,7 +226,7 @@ func (b *Broker) configure() (string, error) {
 	} else {
 		c.WriteString("persistence false\n")
 	}
-	c.WriteString("max_queued_messages 100000\nlog_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type subscribe\n")
+	c.WriteString("max_queued_messages 100000\nlog_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type information\nlog_type subscribe\n")
 	if b.opts.Users == nil {
 		c.WriteString("allow_anonymous true\n")
 	} else {
