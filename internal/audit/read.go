@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -55,7 +56,7 @@ func scan(dir string, since time.Time, each func(Record, line) error) error {
 	if err != nil {
 		return err
 	}
-	from := 0
+	from, early := 0, since.UTC().Format(timeFormat)
 	for i := len(numbers) - 1; i > 0 && !since.IsZero(); i-- {
 		if first, err := firstTime(filepath.Join(folder, fileName(numbers[i]))); err == nil && first.Before(since) {
 			from = i
@@ -73,6 +74,9 @@ func scan(dir string, since time.Time, each func(Record, line) error) error {
 		}
 		err = lines(f, func(text []byte, whole bool) error {
 			at.line++
+			if whole && !since.IsZero() && older(text, early) {
+				return nil
+			}
 			var r Record
 			if r, at.sound, at.err = parse(text); !whole && at.err == nil {
 				at.err = errors.New("the line has no end")
@@ -85,6 +89,18 @@ func scan(dir string, since time.Time, each func(Record, line) error) error {
 		}
 	}
 	return nil
+}
+
+// older reports, by a glance, that a record says a time before since and that
+// its clock was set.
+func older(line []byte, since string) bool {
+	const stamp, unset = `,"timestamp":"`, `","time":`
+	i := bytes.Index(line, []byte(stamp)) // all before it is the number
+	if i < 0 || i > len(`{"seq":18446744073709551615`) || len(line) < i+len(stamp)+len(since)+len(unset) {
+		return false
+	}
+	rest := line[i+len(stamp):]
+	return string(rest[:len(since)]) < since && !bytes.HasPrefix(rest[len(since):], []byte(unset))
 }
 
 // firstTime returns the time of the first record in a file that knows it.
