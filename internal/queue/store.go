@@ -568,7 +568,11 @@ func (q *Queue) forgettable(all bool, below uint64, stale bool, now time.Time) b
 	if !s.dirty {
 		s.dirty, s.since = true, now
 	}
-	return all || now.Sub(s.since) >= max(q.cfg.Commit, lookEvery)*3/4
+	wait := max(q.cfg.Commit, lookEvery) * 3 / 4
+	if below >= s.end {
+		wait /= 4 // the outage is over: what a kill brings again need not be all of it
+	}
+	return all || now.Sub(s.since) >= wait
 }
 
 // takeStale returns the messages from a sequence number on that are to be

@@ -550,7 +550,7 @@ func TestFileAgainstModel(t *testing.T) {
 	m.cfg = cfg
 	history := map[uint64]mqtt.Message{}
 	sent := 0
-	for range many(80, 4000) {
+	for range many(80, 600) {
 		switch k := rnd.IntN(20); {
 		case k < 9:
 			var msgs []mqtt.Message
