@@ -125,6 +125,7 @@ type guard struct {
 
 	// The reading goroutine's own.
 	subID   uint16            // of the SUBSCRIBE or UNSUBSCRIBE under way
+	will    mochi.Will        // as the CONNECT brought it
 	refused string            // the topic that refusedTopic stands for
 	told    string            // the topic of the last refusal that was logged
 	parted  bool              // the library has finished with the client

@@ -495,6 +495,9 @@ func (h *hook) OnRetainPublished(cl *mochi.Client, _ packets.Packet) {
 // OnSessionEstablished notes that a client is in.
 func (h *hook) OnSessionEstablished(cl *mochi.Client, _ packets.Packet) {
 	h.b.count.connects.Add(1)
+	if g := guardOf(cl); g != nil {
+		g.will = cl.Properties.Will
+	}
 	h.b.log.Debug("client connected", "client", cl.ID, "user", string(cl.Properties.Username), "remote", cl.Net.Remote,
 		"listener", cl.Net.Listener, "version", cl.Properties.ProtocolVersion)
 }
@@ -506,6 +509,11 @@ func (h *hook) OnDisconnect(cl *mochi.Client, err error, expire bool) {
 		return // loaded from disk
 	}
 	g.parted = true
+	// The library forgets the will of a client that is stopped between two of
+	// its packets.
+	if err == nil && errors.Is(cl.StopCause(), errTaken) && g.will.Flag == 1 && !h.b.tracks.delay(cl, g.will, g.willDelay) {
+		h.b.publishWill(&g.will)
+	}
 	h.b.tracks.parted(cl, expire)
 }
 

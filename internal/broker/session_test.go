@@ -304,6 +304,22 @@ func TestWills(t *testing.T) {
 	quiet("of one who came back")
 }
 
+// Who is taken over the moment it is in has its will published, too.
+func TestWillOfTakenOver(t *testing.T) {
+	t.Parallel()
+	b := run(t, everybody(), "")
+	w := connect(t, b.addr(), hello{id: "watcher"})
+	w.subscribe(1, "will")
+	h := hello{id: "same", will: &mqtt.Message{Topic: "will", Payload: []byte("gone"), QoS: 1}}
+	connect(t, b.addr(), h)
+	for range 300 {
+		connect(t, b.addr(), h)
+		if r := w.take(); r.topic != "will" {
+			t.Fatalf("got %v", r)
+		}
+	}
+}
+
 func TestKeepalive(t *testing.T) {
 	cfg := everybody()
 	cfg.KeepaliveMax = 30 * time.Second
