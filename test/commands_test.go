@@ -335,10 +335,12 @@ func TestCommandsOverRestarts(t *testing.T) {
 // writes waiting: it waits for one request at most, and for its own exchange.
 func TestEmergencyOnBusyLine(t *testing.T) {
 	t.Parallel()
-	emergencies(t, 40)
+	emergencies(t, 40, 2*time.Second)
 }
 
-func emergencies(t *testing.T, tries int) {
+// emergencies stops a device so many times. slack is what the operating system,
+// and who else is on this machine, may add to what the wire takes.
+func emergencies(t *testing.T, tries int, slack time.Duration) {
 	stops := make(chan time.Time, 1)
 	mode := config.SerialMode{Baud: 9600, DataBits: 8, Parity: 'N', StopBits: 1}
 	bus := &simulate.Bus{Name: "line", Kind: config.Serial, Framing: modbus.FramingRTU, Mode: mode}
@@ -386,10 +388,9 @@ commands:
 	conn := c.connect(t.Context(), fmt.Sprintf("mqtt://127.0.0.1:%d", port))
 	defer conn.Close()
 	// A read of 20 registers and a write with its answer, with their silences
-	// (docs/safety.md); and what this machine, with other tests on it, may add.
+	// (docs/safety.md).
 	char := mode.CharTime()
 	worst := (8+45)*char + 2*35*char/10 + (8+8)*char + 2*35*char/10
-	const slack = 400 * time.Millisecond
 	var most time.Duration
 	for i := range tries {
 		if i%4 == 0 { // normal writes that wait

@@ -22,7 +22,8 @@
 // orders for one device are done one after the other, in the order in which
 // they came, and devices do not wait for each other. Emergencies have a turn of
 // their own, so they wait for other emergencies of their device alone, and not
-// for the disk.
+// for the disk. An emergency ends what came before it for its device and is not
+// on the wire yet: nothing older is written after a stop.
 //
 // Then it is written, unless the device shows the value already, and read back.
 // written says that the device has confirmed the write; verified, that it shows
@@ -214,8 +215,10 @@ type Desk struct {
 	restored map[string]uint64  // by topic: hash of the newest message, of commands that take retained ones
 	turns    map[string][]*turn // by device, in order
 	ids      map[string]*known
-	retired  []expiry // of ids, the next to forget first
-	serial   uint64   // numbers orders
+	retired  []expiry          // of ids, the next to forget first
+	serial   uint64            // numbers orders
+	urgent   map[string]uint64 // by device: serial of its newest emergency
+	writing  map[*writeUnderWay]bool
 
 	count counters
 }
@@ -250,12 +253,13 @@ func Open(dir string, o Options, log *slog.Logger) *Desk {
 	}
 	d := &Desk{
 		o: o, log: log,
-		points:   make(map[point.ID]*place),
-		setups:   make(map[string][]config.Setting),
-		inbox:    make(chan func(ctx, grace context.Context), maxWaiting),
-		noting:   make(chan struct{}, maxNoting),
-		turns:    make(map[string][]*turn),
-		ids:      make(map[string]*known),
+		points: make(map[point.ID]*place),
+		setups: make(map[string][]config.Setting),
+		inbox:  make(chan func(ctx, grace context.Context), maxWaiting),
+		noting: make(chan struct{}, maxNoting),
+		turns:  make(map[string][]*turn),
+		ids:    make(map[string]*known),
+		urgent: make(map[string]uint64), writing: make(map[*writeUnderWay]bool),
 		restored: make(map[string]uint64), seed: maphash.MakeSeed(),
 	}
 	targets := make(map[point.ID]bool)

@@ -99,6 +99,9 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 		p.hold = holding{} // whatever comes of it, the old command is over
 		d.spend(p, now)
 	}
+	if j.emergency {
+		d.overtake(j)
+	}
 	if key != "" {
 		j.known = &known{content: j.content(), done: make(chan struct{})}
 		d.ids[key] = j.known

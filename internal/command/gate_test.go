@@ -313,6 +313,93 @@ func TestTurns(t *testing.T) {
 	})
 }
 
+// A flood is refused message by message, costs the disk next to nothing, and does
+// not keep an emergency from being done.
+func TestFlood(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.plant.delay["boiler"] = time.Second
+		const n = 3000
+		for i := range n {
+			d.send([]string{"cmd/boiler/level", "cmd/boiler/power", "set/one"}[i%3], fmt.Sprintf(`{"value":%d,"id":"f%d"}`, i%50, i))
+			if i == n/2 {
+				d.send("emergency/stop", "EMERGENCY_STOP")
+			}
+		}
+		time.Sleep(2 * time.Second)
+		if w := d.plant.writes(); !slices.Contains(w, "boiler.stop=1") || !slices.Contains(w, "pump-2.stop=1") {
+			t.Errorf("not stopped: %q", w)
+		}
+		time.Sleep(5 * time.Minute)
+		if got := len(d.take()); got != n+1 {
+			t.Errorf("%d answers to %d messages", got, n+1)
+		}
+		refusals := 0
+		for _, r := range d.records() {
+			if r.Event == audit.Refused {
+				refusals++
+			}
+		}
+		if refusals == 0 || refusals > 3*refusalsPerSecond {
+			t.Errorf("%d refusals were recorded", refusals)
+		}
+		agree(t, d)
+	})
+}
+
+// Nothing that was asked for before a stop is written after it: not the write that
+// the bus has and has not sent, nor what waits, nor the rest of a recipe, nor
+// another try.
+func TestEmergencyEndsOlder(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.plant.delay["boiler"] = 10 * time.Second
+		d.send("cmd/boiler/stop", "0")  // handed over
+		d.send("cmd/boiler/level", "5") // waits
+		d.send("recipe/stop", `{"temp":50,"level":6}`)
+		d.send("cmd/pump-3/speed", "7")
+		synctest.Wait()
+		d.send("emergency/stop", "EMERGENCY_STOP")
+		time.Sleep(5 * time.Minute)
+		got := d.take()
+		if len(got) != 5 {
+			t.Errorf("answered %q", got)
+		}
+		refused := 0
+		for _, a := range got {
+			if strings.Contains(a, `"status":"rejected"`) && strings.Contains(a, "an emergency for its device came after it") {
+				refused++
+			}
+		}
+		if refused != 3 {
+			t.Errorf("%d of 3 gave way: %q", refused, got)
+		}
+		if w := d.plant.writes(); len(w) != 3 || !slices.Contains(w, "boiler.stop=1") || !slices.Contains(w, "pump-3.speed=7") {
+			t.Errorf("written %q", w)
+		}
+		// What comes after it is done.
+		d.send("cmd/boiler/stop", "0")
+		time.Sleep(time.Minute)
+		if got := d.take(); len(got) != 1 || !strings.Contains(got[0], `"verified","point":"boiler.stop","value":false`) {
+			t.Errorf("answered %q", got)
+		}
+
+		// In the middle of a recipe: what was written stays.
+		d.send("recipe", `{"temp":50,"level":60,"mode":1}`)
+		for !slices.Contains(d.plant.writes(), "boiler.setpoint=50") {
+			time.Sleep(time.Second)
+		}
+		d.send("emergency/stop", "EMERGENCY_STOP")
+		time.Sleep(5 * time.Minute)
+		if got := d.take(); len(got) != 2 || !strings.Contains(strings.Join(got, " "), `"status":"failed","reason":"boiler.level: not written, an emergency`) {
+			t.Errorf("answered %q", got)
+		}
+		if w := d.plant.writes(); w[len(w)-1] != "boiler.stop=1" {
+			t.Errorf("written after the stop: %q", w)
+		}
+		d.plant.delay["boiler"] = 0
+		agree(t, d)
+	})
+}
+
 // What waited too long is not written any more.
 func TestExpiresInTurn(t *testing.T) {
 	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {

@@ -167,6 +167,9 @@ func (d *Desk) retry(ctx, grace context.Context, j *job, out Outcome, err error)
 // has said that there is no such register, or that it does not take the value,
 // says so again.
 func refusable(err error) bool {
+	if errors.Is(err, errOvertaken) {
+		return false
+	}
 	for _, e := range []modbus.Exception{modbus.IllegalFunction, modbus.IllegalDataAddress, modbus.IllegalDataValue} {
 		if errors.Is(err, e) {
 			return false
@@ -196,11 +199,21 @@ func (d *Desk) writeOne(ctx context.Context, j *job, c *checked, fresh bool) (Ou
 		}
 	}
 	limit, cancel := context.WithTimeout(ctx, writeLimit)
+	defer cancel()
+	if !j.emergency {
+		handed, done, ok := d.handOver(limit, j, c.place.device.Name)
+		defer done()
+		if limit = handed; !ok {
+			return d.giveWay(c, out)
+		}
+	}
 	err := d.o.Field.Write(limit, p.ID, c.value)
-	cancel()
 	out.touched = true
 	lost := errors.Is(err, modbus.ErrNoResponse) || errors.Is(err, modbus.ErrBadResponse)
 	switch {
+	case err != nil && !lost && !j.emergency && d.overtaken(j, c.place.device.Name):
+		out.touched = false
+		return d.giveWay(c, out)
 	case err != nil && !lost:
 		out.Status, out.Reason, out.touched = Failed, err.Error(), false
 		return out, err
@@ -212,6 +225,13 @@ func (d *Desk) writeOne(ctx context.Context, j *job, c *checked, fresh bool) (Ou
 		return out, nil
 	}
 	return d.readBack(ctx, c, out, err)
+}
+
+// giveWay is the outcome of a write that an emergency has overtaken.
+func (d *Desk) giveWay(c *checked, out Outcome) (Outcome, error) {
+	d.unspend(c.place, time.Now())
+	out.Status, out.Reason = Rejected, errOvertaken.Error()
+	return out, errOvertaken
 }
 
 // readBack looks whether the device shows what was written. lost is nil if it
@@ -347,16 +367,19 @@ func (d *Desk) writeAll(ctx context.Context, j *job) Result {
 		if out.Status == Written && r.Status == Verified {
 			r.Status = Written
 		}
-		if out.Status != Failed && out.Status != Unknown {
+		if err == nil {
 			continue
 		}
 		r.Status, r.err = out.Status, err
+		if out.Status == Rejected && i > 0 {
+			r.Status = Failed
+		}
 		r.Reason = fmt.Sprintf("%s: %s; %d of %d written before", out.Point, out.Reason, i, len(j.writes))
 		for k := i + 1; k < len(j.writes); k++ {
 			d.unspend(j.writes[k].place, time.Now())
 			r.Writes = append(r.Writes, Outcome{Point: j.writes[k].place.point.ID, Status: Rejected, Value: j.writes[k].expect, Reason: "not written, because one before it failed"})
 		}
-		if !j.order.Stop {
+		if !j.order.Stop && !errors.Is(err, errOvertaken) {
 			d.restore(ctx, j, &r, before, i)
 		}
 		return r

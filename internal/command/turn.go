@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"slices"
 )
 
@@ -100,3 +101,58 @@ func (t *turn) wait(ctx context.Context) error {
 
 // of reports whether t waits for the emergencies of a device.
 func (t *turn) of(device string) bool { return slices.Contains(t.lines, device+urgent) }
+
+// errOvertaken is why an order is not done for whose device an emergency came
+// after it: the start that was asked for before the stop.
+var errOvertaken = errors.New("not written, an emergency for its device came after it")
+
+// writeUnderWay is a write that is handed to the field.
+type writeUnderWay struct {
+	device string
+	cancel context.CancelFunc
+}
+
+// handOver makes the context of a write that is not an emergency. It ends when
+// an emergency for the device comes: then the write is not sent, unless it is on
+// the wire already, before the emergency. ok is false if one has come.
+func (d *Desk) handOver(ctx context.Context, j *job, device string) (limit context.Context, done func(), ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.urgent[device] > j.serial {
+		return ctx, func() {}, false
+	}
+	limit, cancel := context.WithCancel(ctx)
+	w := &writeUnderWay{device, cancel}
+	d.writing[w] = true
+	return limit, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.writing, w)
+		cancel()
+	}, true
+}
+
+// overtaken reports whether an emergency for the device came after the order.
+func (d *Desk) overtaken(j *job, device string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.urgent[device] > j.serial
+}
+
+// overtake ends what came before the emergency j for its devices: writes that
+// are not on the wire, and values that are written again. mu is held.
+func (d *Desk) overtake(j *job) {
+	for _, device := range devices(j.writes) {
+		d.urgent[device] = j.serial
+		for w := range d.writing {
+			if w.device == device {
+				w.cancel()
+			}
+		}
+		for _, p := range d.held {
+			if p.device.Name == device {
+				p.hold = holding{}
+			}
+		}
+	}
+}

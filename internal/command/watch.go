@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -215,9 +216,9 @@ func (d *Desk) reassert(ctx, grace context.Context, p *place, t *turn, value poi
 	if err != nil {
 		return // it was good before
 	}
-	j := &job{order: Order{By: byReassert, Via: viaGateway}, received: time.Now()}
-	out, _ := d.writeOne(grace, j, &c, true)
-	if out.Reason == unchanged {
+	j := &job{order: Order{By: byReassert, Via: viaGateway}, received: time.Now(), serial: serial}
+	out, err := d.writeOne(grace, j, &c, true)
+	if out.Reason == unchanged || errors.Is(err, errOvertaken) {
 		return
 	}
 	d.note(j.result(out, reasserted))
