@@ -47,6 +47,7 @@ func (b *Bus) Write(ctx context.Context, id point.ID, v point.Value) error {
 	if err != nil {
 		return b.writeError(at, err)
 	}
+	w.gone = ctx.Done()
 	if err := b.send(w); err != nil {
 		return b.writeError(at, err)
 	}
@@ -54,15 +55,21 @@ func (b *Bus) Write(ctx context.Context, id point.ID, v point.Value) error {
 	case err = <-w.done:
 	case <-ctx.Done():
 		err = context.Cause(ctx)
-		if !w.state.CompareAndSwap(writeQueued, writeCancelled) {
+		if !w.state.CompareAndSwap(writeQueued, writeCancelled) && w.state.Load() != writeCancelled {
 			err = fmt.Errorf("%w: %w", modbus.ErrNoResponse, err)
 		}
+	}
+	if errors.Is(err, errGivenUp) {
+		err = context.Cause(ctx)
 	}
 	if err != nil {
 		return b.writeError(at, err)
 	}
 	return nil
 }
+
+// errGivenUp is what becomes of a write that the bus has found given up.
+var errGivenUp = errors.New("given up")
 
 func (b *Bus) writeError(at place, err error) error {
 	pt := &at.d.points[at.i]
@@ -82,7 +89,8 @@ type write struct {
 	point     int
 	emergency bool
 	state     atomic.Int32
-	done      chan error // has room for the outcome
+	gone      <-chan struct{} // closed when its caller has given it up
+	done      chan error      // has room for the outcome
 
 	reqs []modbus.PDU // what is to be sent, one after the other
 	n    int          // answered of them
@@ -207,6 +215,10 @@ func (b *Bus) nextWrite(now instant) (*op, instant) {
 			case w.out || behind || w.d.writer != nil && w.d.writer != w:
 			case w.at > now:
 				wake = min(wake, w.at)
+			case w.givenUp() && w.state.CompareAndSwap(writeQueued, writeCancelled):
+				// Its caller may not have come to say so yet, and what was given up
+				// for an emergency must not go behind it.
+				b.endWrite(w, errGivenUp)
 			case !w.state.CompareAndSwap(writeQueued, writeStarted) && w.state.Load() == writeCancelled:
 				b.endWrite(w, nil) // nobody waits for it
 			default:
@@ -219,6 +231,16 @@ func (b *Bus) nextWrite(now instant) (*op, instant) {
 		}
 	}
 	return nil, wake
+}
+
+// givenUp reports whether nobody waits for the write any more.
+func (w *write) givenUp() bool {
+	select {
+	case <-w.gone:
+		return true
+	default:
+		return false
+	}
 }
 
 // finishWrite takes the outcome of a write's request.

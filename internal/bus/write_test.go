@@ -599,3 +599,28 @@ func TestSet(t *testing.T) {
 		}
 	})
 }
+
+// A write whose caller has given it up is not sent, whoever of the two comes
+// first: neither its caller to say so, nor the bus to send it.
+func TestWriteGivenUpBefore(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWire(1)
+		w.turnaround = time.Millisecond
+		p := writable(holding(3, point.Uint16), 0)
+		p.Every = point.Never
+		d := dev("d", 1, p)
+		r := start(t, tcpBus(1), []config.Device{d}, w)
+		for range 200 {
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			err := r.bus.Write(ctx, d.Points[0].ID, point.IntValue(1))
+			if !errors.Is(err, context.Canceled) || errors.Is(err, modbus.ErrNoResponse) {
+				t.Fatalf("Write: %v", err)
+			}
+			synctest.Wait()
+		}
+		if n := len(w.requests(0)); n != 0 {
+			t.Errorf("%d requests were made", n)
+		}
+	})
+}
