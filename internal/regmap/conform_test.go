@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -34,12 +35,15 @@ const patience = 20 * time.Second
 // else is a hole.
 func conformServer(t testing.TB, listen string) (config.Server, *Memory) {
 	t.Helper()
+	if !strings.Contains(listen, "unit:") {
+		listen += ", unit: 7"
+	}
 	entries, err := conformMap()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := config.LoadBytes("conform", []byte("buses: { plc: { tcp: 10.0.0.10:502 } }\ndevices: { d: { bus: plc, points: { x: { at: coil 0 } } } }\n"+
-		"servers: [ { "+listen+", unit: 7, writes: true, map: { coil 0: d.x } } ]\n"))
+		"servers: [ { "+listen+", writes: true, map: { coil 0: d.x } } ]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -703,6 +707,39 @@ func TestMbpoll(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A bare libmodbus client, as fast as it can, on TCP and on a serial line: not one
+// request fails.
+func TestLibmodbus(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "poll")
+	if out, err := exec.Command("gcc", "-std=c11", "-O2", "-D_DEFAULT_SOURCE", "-o", program, "../../test/peers/poll.c", "-I/usr/include/modbus", "-lmodbus").CombinedOutput(); err != nil {
+		t.Fatalf("gcc (Debian packages gcc, libmodbus-dev): %v\n%s", err, out)
+	}
+	poll := func(t *testing.T, s *Server, args ...string) {
+		t.Helper()
+		out, err := exec.Command(program, args...).CombinedOutput()
+		var reads, failures int
+		if _, e := fmt.Sscan(string(out), &reads, &failures); err != nil || e != nil || reads == 0 || failures > 0 {
+			t.Errorf("poll %v: %v: %s", args, err, out)
+		}
+		if st := s.Stats(); st.BadFrames+st.Exceptions > 0 || st.Requests < uint64(reads) {
+			t.Errorf("%d reads, %+v", reads, st.ServerStats)
+		}
+	}
+	t.Run("tcp", func(t *testing.T) {
+		s, _ := startServer(t, "listen: tcp://127.0.0.1:0, unit: 1")
+		_, port, _ := net.SplitHostPort(s.Addr().String())
+		poll(t, s, "tcp", port, "125", "0.3")
+	})
+	t.Run("rtu", func(t *testing.T) {
+		ours, theirs := openPTY(t), openPTY(t)
+		s, _ := startServer(t, fmt.Sprintf("listen: 'serial:%s', mode: 115200-8N1", ours.path))
+		awake(t, ours, modbus.FramingRTU)
+		go io.Copy(ours, theirs) // end with the ends of the line
+		go io.Copy(theirs, ours)
+		poll(t, s, "rtu", theirs.path, "115200", "10", "0.3", "7")
+	})
 }
 
 func numbers(n int) []string {
