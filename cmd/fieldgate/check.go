@@ -92,7 +92,7 @@ func printCheck(a *app, cfg *config.Config, faults config.Faults, warnings []con
 	}
 	_, err := fmt.Fprintf(a.stdout, "%s: good: %s, %s, %s, %s%s\n", a.config,
 		count(len(cfg.Buses), "bus", "buses"), count(len(cfg.Devices), "device", "devices"), count(points, "point", "points"),
-		count(len(cfg.Uplinks), "uplink", "uplinks"), withBroker(cfg))
+		count(len(cfg.Uplinks), "uplink", "uplinks"), withBroker(cfg)+withServers(cfg))
 	return err
 }
 
@@ -101,6 +101,13 @@ func withBroker(cfg *config.Config) string {
 		return ""
 	}
 	return ", the embedded broker"
+}
+
+func withServers(cfg *config.Config) string {
+	if len(cfg.Servers) == 0 {
+		return ""
+	}
+	return ", " + count(len(cfg.Servers), "modbus server", "modbus servers")
 }
 
 // count returns a number with its noun.
@@ -147,6 +154,9 @@ func printConfig(w io.Writer, cfg *config.Config) error {
 		for _, l := range b.Listen {
 			fmt.Fprintf(w, "broker: %s://%s%s\n", l.Scheme, l.Address, l.Path)
 		}
+	}
+	if err := printServers(w, cfg.Servers); err != nil {
+		return err
 	}
 	fmt.Fprintf(w, "status: %s every %s\n", cfg.Status.Topic, config.FormatDuration(cfg.Status.Every))
 	if cfg.Web.Listen != "" {
@@ -324,6 +334,7 @@ type checkResult struct {
 	Devices  int         `json:"devices,omitempty"`
 	Points   int         `json:"points,omitempty"`
 	Uplinks  int         `json:"uplinks,omitempty"`
+	Servers  int         `json:"servers,omitempty"`
 }
 
 type jsonFault struct {
@@ -344,7 +355,7 @@ func printCheckJSON(w io.Writer, cfg *config.Config, faults, warnings []config.F
 	}
 	r := checkResult{OK: len(faults) == 0, Faults: list(faults), Warnings: list(warnings)}
 	if cfg != nil {
-		r.Buses, r.Devices, r.Uplinks = len(cfg.Buses), len(cfg.Devices), len(cfg.Uplinks)
+		r.Buses, r.Devices, r.Uplinks, r.Servers = len(cfg.Buses), len(cfg.Devices), len(cfg.Uplinks), len(cfg.Servers)
 		for _, d := range cfg.Devices {
 			r.Points += len(d.Points)
 		}

@@ -105,6 +105,10 @@ type ClientStatus struct {
 	Exceptions  map[modbus.Exception]uint64    `json:"exceptions,omitempty"` // by code, 0: others
 }
 
+// maxUnmapped is how many of those the status lists: it goes up the uplinks every
+// minute.
+const maxUnmapped = 32
+
 // UnmappedStatus is a request for what the map does not have.
 type UnmappedStatus struct {
 	Function uint8   `json:"function"`
@@ -130,6 +134,10 @@ func serverStatus(clk *clock.Clock, s *regmap.Server) ServerStatus {
 			Client: c.Client, Connections: c.Connections, Since: timestamp(clk, c.Since), Last: timestamp(clk, c.Last),
 			BytesIn: c.BytesIn, BytesOut: c.BytesOut, BadFrames: c.BadFrames, Functions: c.Functions, Exceptions: c.Exceptions,
 		})
+	}
+	if beyond := len(st.Unmapped) - maxUnmapped; beyond > 0 {
+		st.Unmapped = st.Unmapped[:maxUnmapped]
+		is.MoreUnmapped += uint64(beyond)
 	}
 	for _, u := range st.Unmapped {
 		is.Unmapped = append(is.Unmapped, UnmappedStatus{

@@ -784,3 +784,28 @@ func FuzzServer(f *testing.F) {
 		}
 	})
 }
+
+// A serial port that vanishes, as an adapter does that is unplugged, is opened
+// again when it is back, under the same path.
+func TestPortComesBack(t *testing.T) {
+	link := filepath.Join(t.TempDir(), "port")
+	first := openPTY(t)
+	if err := os.Symlink(first.path, link); err != nil {
+		t.Fatal(err)
+	}
+	s, _ := startServer(t, fmt.Sprintf("listen: 'serial:%s', mode: 115200-8E1", link))
+	awake(t, first, modbus.FramingRTU)
+	first.Close() // the server's side hangs up
+	if err := os.Remove(link); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(150 * time.Millisecond) // a try or two fail
+	second := openPTY(t)
+	if err := os.Symlink(second.path, link); err != nil {
+		t.Fatal(err)
+	}
+	awake(t, second, modbus.FramingRTU)
+	if c := s.Stats().ByClient; len(c) != 1 || c[0].Client != "serial:"+link || c[0].Requests() < 2 {
+		t.Errorf("%+v", c)
+	}
+}

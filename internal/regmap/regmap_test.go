@@ -465,3 +465,77 @@ func TestOneMoment(t *testing.T) {
 	close(stop)
 	done.Wait()
 }
+
+// What goes on to a bus, and what is refused with which exception.
+func TestPass(t *testing.T) {
+	asked := 0
+	bus := endpoint(func(unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+		asked++
+		return nil, modbus.MemoryParityError // an answer of the device's
+	})
+	pass := func(writes string) *Map {
+		cfg := load(t, "  - { listen: tcp://127.0.0.1:0, unit: 9, pass: { 0: line1, 2-4: line1 }, pass_writes: "+writes+" }\n")
+		return New(cfg, NewImage(nil), Gate{Bus: func(string) modbus.Endpoint { return bus }}, modbus.Identity{}, slog.New(slog.DiscardHandler))
+	}
+	read, all, some := "through", "through", "through"
+	for _, row := range []struct {
+		name            string
+		req             modbus.PDU
+		none, all, some string // by pass_writes
+	}{
+		{"coils", modbus.ReadRequest(modbus.Coils, 0, 1), read, all, some},
+		{"registers", modbus.ReadRequest(modbus.HoldingRegisters, 0, 1), read, all, some},
+		{"loopback", modbus.DiagnosticsRequest(0, 1), read, all, some},
+		{"restart", modbus.DiagnosticsRequest(1, 0), "exception 1", all, "exception 1"},
+		{"listen only", modbus.DiagnosticsRequest(4, 0), "exception 1", all, "exception 1"},
+		{"server id", modbus.ServerIDRequest(), read, all, some},
+		{"identification", modbus.DeviceIDRequest(modbus.BasicID, 0), read, all, some},
+		{"a user's function", modbus.PDU{0x41, 1}, "exception 1", all, "exception 1"},
+		{"in the span", modbus.WriteRegisterRequest(100, 1), "exception 1", all, some},
+		{"the whole span", modbus.WriteRegistersRequest(100, make([]uint16, 21)), "exception 1", all, some},
+		{"over its end", modbus.WriteRegistersRequest(120, make([]uint16, 2)), "exception 1", all, "exception 2"},
+		{"before it", modbus.WriteRegisterRequest(99, 1), "exception 1", all, "exception 2"},
+		{"bits of it", modbus.MaskWriteRequest(110, 1, 1), "exception 1", all, some},
+		{"read and write", modbus.ReadWriteRequest(0, 1, 120, []uint16{1}), "exception 1", all, some},
+		{"read and write elsewhere", modbus.ReadWriteRequest(110, 1, 121, []uint16{1}), "exception 1", all, "exception 2"},
+		{"the coil", modbus.WriteCoilRequest(3, true), "exception 1", all, some},
+		{"another coil", modbus.WriteCoilRequest(4, true), "exception 1", all, "exception 2"},
+		{"coils over it", modbus.WriteCoilsRequest(3, []bool{true, true}), "exception 1", all, "exception 2"},
+		{"a coil of a register's number", modbus.WriteCoilRequest(110, true), "exception 1", all, "exception 2"},
+	} {
+		for writes, want := range map[string]string{"true": row.all, "[holding 100-120, coil 3]": row.some} {
+			asked = 0
+			_, err := pass(writes).Do(t.Context(), 3, row.req)
+			got := fmt.Sprintf("exception %d", uint8(modbus.ExceptionFor(err)))
+			if asked == 1 && errors.Is(err, modbus.MemoryParityError) {
+				got = "through"
+			}
+			if got != want {
+				t.Errorf("%s with pass_writes %s: %s, want %s", row.name, writes, got, want)
+			}
+		}
+		cfg := load(t, "  - { listen: tcp://127.0.0.1:0, pass: { 2-4: line1 } }\n")
+		m := New(cfg, NewImage(nil), Gate{Bus: func(string) modbus.Endpoint { return bus }}, modbus.Identity{}, slog.New(slog.DiscardHandler))
+		asked = 0
+		_, err := m.Do(t.Context(), 3, row.req)
+		if got := fmt.Sprintf("exception %d", uint8(modbus.ExceptionFor(err))); asked == 0 && got != row.none || asked == 1 && row.none != read {
+			t.Errorf("%s without pass_writes: %s, want %s", row.name, got, row.none)
+		}
+	}
+	m := pass("true")
+	for unit, want := range map[modbus.UnitID]bool{0: true, 1: false, 2: true, 4: true, 5: false, 9: true} {
+		if m.Units(unit) != want {
+			t.Errorf("unit %d: %v", unit, !want)
+		}
+	}
+	if m.Quick(3, modbus.ReadRequest(modbus.Coils, 0, 1)) || !m.Quick(9, modbus.ReadRequest(modbus.Coils, 0, 1)) || m.Quick(9, modbus.WriteCoilRequest(0, true)) {
+		t.Error("what waits for a bus is not answered at once")
+	}
+}
+
+// endpoint is a function that is an Endpoint.
+type endpoint func(unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error)
+
+func (f endpoint) Do(_ context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+	return f(unit, req)
+}
