@@ -647,15 +647,14 @@ func TestMbpoll(t *testing.T) {
 	for _, wire := range []string{"tcp", "rtu"} {
 		t.Run(wire, func(t *testing.T) {
 			t.Parallel()
-			var s *Server
 			var args []string
 			if wire == "tcp" {
-				s, _ = startServer(t, "listen: tcp://127.0.0.1:0")
+				s, _ := startServer(t, "listen: tcp://127.0.0.1:0")
 				_, port, _ := net.SplitHostPort(s.Addr().String())
 				args = []string{"-m", "tcp", "-p", port, "127.0.0.1"}
 			} else {
 				ours, theirs := openPTY(t), openPTY(t)
-				s, _ = startServer(t, fmt.Sprintf("listen: 'serial:%s', mode: 115200-8E1", ours.path))
+				startServer(t, fmt.Sprintf("listen: 'serial:%s', mode: 115200-8E1", ours.path))
 				awake(t, ours, modbus.FramingRTU)
 				go io.Copy(ours, theirs) // end with the ends of the line
 				go io.Copy(theirs, ours)
