@@ -15,6 +15,7 @@ type job struct {
 	order     Order
 	writes    []checked
 	emergency bool
+	again     bool // an emergency whose id was seen before
 	serial    uint64
 	turns     []*turn // one; of an emergency one for each device
 	known     *known  // nil: it cannot be told from another
@@ -66,7 +67,14 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.forget(now)
-	if first := d.ids[key]; first != nil && key != "" {
+	switch first := d.ids[key]; {
+	case first == nil || key == "":
+	case j.emergency:
+		// A stop is never answered out of the past, nor refused over its id: the
+		// device is looked at, and written again if it shows something else.
+		d.count.duplicates.Add(1)
+		j.again, key = first.content == j.content(), ""
+	default:
 		d.count.duplicates.Add(1)
 		if first.content != j.content() {
 			return nil, d.refuse(j, refusal("the id %s was used before, for %s", quote(o.ID), quote(first.content)))

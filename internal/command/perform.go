@@ -183,10 +183,10 @@ func refusable(err error) bool {
 func (d *Desk) writeOne(ctx context.Context, j *job, c *checked, fresh bool) (Outcome, error) {
 	p := c.place.point
 	out := Outcome{Point: p.ID, Value: c.expect, Previous: d.previous(p.ID)}
-	if p.Write.SkipIfEqual && !j.emergency {
+	if p.Write.SkipIfEqual && !j.emergency || j.again {
 		// What a poll has shown may be old: nothing is left out over that alone.
 		known := !out.Previous.IsZero()
-		if fresh || known && point.Equal(out.Previous, c.expect) || !known && p.Every == point.Never {
+		if fresh || j.again || known && point.Equal(out.Previous, c.expect) || !known && p.Every == point.Never {
 			if shown, err := d.read(ctx, p.ID); err == nil {
 				out.Previous = shown
 				if point.Equal(shown, c.expect) {

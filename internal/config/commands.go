@@ -168,7 +168,7 @@ func newCommand(t *tables) value[rawCommand] {
 		key("priority", func(c *rawCommand) **bool { return &c.emergency }, pointer(enum(word[bool]{"normal", false}, word[bool]{"emergency", true})), "emergency: neither its age, a rate nor a full disk hold it up. Default: emergency if all its points are."),
 		key("retained", func(c *rawCommand) **bool { return &c.restore }, pointer(retained()), "As in command_rules, whose it is by default."),
 		key("max_age", func(c *rawCommand) *time.Duration { return &c.maxAge }, duration(0, maxWait), "As in command_rules, whose it is by default; an emergency has none by default."),
-		key("need_id", func(c *rawCommand) **bool { return &c.needID }, pointer(boolean()), "As in command_rules, whose it is by default."),
+		key("need_id", func(c *rawCommand) **bool { return &c.needID }, pointer(boolean()), "As in command_rules, whose it is by default; an emergency needs none by default."),
 		key("retry", func(c *rawCommand) *time.Duration { return &c.Retry }, duration(0, 24*time.Hour), "How long a write that did not succeed is tried again, unless the command expires or a newer one comes before.").def("0s").aka("retries", "retry_for"),
 		key("qos", func(c *rawCommand) *uint8 { return &c.QoS }, qos(), "Of the subscription.").def("1"),
 	).value(t, "command")
@@ -786,7 +786,7 @@ func (r *resolver) commandRules(raw *rawCommand, c *Command, all []writable) {
 			c.MaxAge = 0
 		}
 	}
-	c.NeedID = rules.NeedID
+	c.NeedID = rules.NeedID && !c.Emergency // a stop is a bare text as a rule
 	if raw.needID != nil {
 		c.NeedID = *raw.needID
 	}
