@@ -732,7 +732,8 @@ func (t *turns) owe(j *job, req modbus.PDU, sent time.Time) {
 type noResponse time.Duration
 
 func (e noResponse) Error() string {
-	return fmt.Sprintf("%v within %v", modbus.ErrNoResponse, time.Duration(e))
+	// A patience that was learned from a device has nanoseconds that tell nobody anything.
+	return fmt.Sprintf("%v within %v", modbus.ErrNoResponse, time.Duration(e).Round(100*time.Microsecond))
 }
 
 func (e noResponse) Unwrap() error { return modbus.ErrNoResponse }
