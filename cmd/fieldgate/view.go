@@ -121,7 +121,7 @@ func fault(d gateway.DeviceStatus) string {
 	return d.Error
 }
 
-// page draws the whole page.
+// page draws the whole page, as much of it as the terminal has room for.
 func (v *view) page() []byte {
 	width, height, _ := terminal(v.out)
 	var p bytes.Buffer
@@ -129,7 +129,6 @@ func (v *view) page() []byte {
 		text := fmt.Sprintf(format, args...)
 		fmt.Fprintf(&p, "%s\x1b[K\n", cut(text, width))
 	}
-	p.WriteString("\x1b[H")
 	s := v.demo.gateway.Status()
 	up := time.Since(v.begin)
 	line("fieldgate demo   up %s   %d samples (%.0f/s)   %d messages (%.0f/s)   Ctrl-C ends it",
@@ -171,8 +170,17 @@ func (v *view) page() []byte {
 	for _, m := range v.recent {
 		line("%s %s", m.topic, m.payload)
 	}
-	p.WriteString("\x1b[J")
-	return bytes.TrimSuffix(p.Bytes(), []byte("\n"))
+	return append([]byte("\x1b[H"), append(fit(p.Bytes(), height), "\x1b[J"...)...)
+}
+
+// fit keeps the first lines of a page, as many as the terminal has, and ends the
+// last one without a line feed, which would make the terminal scroll.
+func fit(page []byte, height int) []byte {
+	lines := bytes.SplitAfter(bytes.TrimSuffix(page, []byte("\n")), []byte("\n"))
+	if height > 0 && len(lines) > height {
+		lines = lines[:height]
+	}
+	return bytes.TrimSuffix(bytes.Join(lines, nil), []byte("\n"))
 }
 
 // cut keeps the first columns of a line. Every character shown takes one.
