@@ -179,10 +179,27 @@ func TestDemoNobodyReads(t *testing.T) {
 }
 
 // Ctrl-C ends the live view in a terminal: with 0, nothing left behind, and the
-// cursor back.
+// cursor back. Each page fits the terminal: a line more, and the first ones would
+// be pushed out of sight.
 func TestDemoInterrupted(t *testing.T) {
-	t.Parallel()
-	screen, terminal := openTerminal(t, 110, 45)
+	for _, size := range []struct {
+		width, height uint16
+		last          string // of the points that there is room for
+	}{
+		{110, 45, "meter.energy"},
+		{80, 24, "boiler.pressure"},
+		{60, 8, "chiller"},
+	} {
+		t.Run(fmt.Sprintf("%dx%d", size.width, size.height), func(t *testing.T) {
+			t.Parallel()
+			demoInterrupted(t, size.width, size.height, size.last)
+		})
+	}
+}
+
+func demoInterrupted(t *testing.T, width, height uint16, last string) {
+	t.Helper()
+	screen, terminal := openTerminal(t, width, height)
 	dir := t.TempDir()
 	var log bytes.Buffer
 	cmd := exec.Command(binary, "demo")
@@ -200,7 +217,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}()
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }() // ends with the program
-	for _, want := range []string{"\x1b[?25l", "fieldgate demo   up ", "chiller", "meter.energy", "MESSAGES"} {
+	for _, want := range []string{"\x1b[?25l", "fieldgate demo   up ", last, "up 1s"} {
 		out.waitFor(t, want)
 	}
 	if _, err := screen.WriteString("\x03"); err != nil { // Ctrl-C, as typed
@@ -219,11 +236,35 @@ func TestDemoInterrupted(t *testing.T) {
 	if page := out.String(); !strings.HasSuffix(strings.ReplaceAll(page, "\r", ""), "\x1b[?25h\n") {
 		t.Errorf("the cursor is not brought back: %q", page[max(0, len(page)-200):])
 	}
+	for _, page := range strings.Split(out.String(), "\x1b[H")[1:] {
+		if feeds := strings.Count(strings.TrimSuffix(page, "\x1b[?25h\r\n"), "\n"); feeds >= int(height) {
+			t.Errorf("a page has %d lines, want %d at most: %q", feeds+1, height, page)
+			break
+		}
+	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
 		t.Errorf("it leaves %v behind (%v)", left, err)
 	}
 	if log.Len() > 0 {
 		t.Errorf("it logs %q", log.String())
+	}
+}
+
+// A terminal that is closed, or a session that is lost, ends it as Ctrl-C does.
+// Under nohup it goes on.
+func TestDemoHungUp(t *testing.T) {
+	t.Parallel()
+	for _, run := range [][]string{{binary}, {"nohup", binary}} {
+		p := startDemo(t, run, "--for", "3s", "--json")
+		p.out.waitFor(t, "meter.energy")
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		p.wantEnd(0)
+		begin := demoSamples(t, p.out.String())[0].Timestamp
+		if lived := time.Since(begin); run[0] == "nohup" && lived < 2*time.Second {
+			t.Errorf("nohup: it ended after %v", lived)
+		}
 	}
 }
 

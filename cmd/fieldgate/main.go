@@ -89,7 +89,11 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 	// The first signal ends the context and so asks everything to stop; a
 	// second one finds the default action restored and ends the process.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		ends = append(ends, syscall.SIGHUP) // the terminal is gone: clear up, say goodbye
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	go func() {
 		<-ctx.Done()
 		stop()
