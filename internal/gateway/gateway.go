@@ -90,7 +90,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	sinks := make(map[string]mqtt.Sink)
 	told := make(map[string]mqtt.Sink) // of sinks, those that the herald speaks to
 	g.herald = newHerald(cfg.Status, g, told)
-	if writable(cfg.Devices) || len(cfg.Commands) > 0 {
+	if writable(cfg.Devices) || len(cfg.Commands) > 0 || passesWrites(cfg.Servers) {
 		l, err := audit.Open(dir, audit.Options{OnRecord: g.herald.record, Clock: g.clock}, part(log, "audit", ""))
 		if err != nil {
 			return nil, err

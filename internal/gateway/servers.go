@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"fieldgate/internal/audit"
 	"fieldgate/internal/clock"
 	"fieldgate/internal/command"
 	"fieldgate/internal/config"
@@ -29,6 +30,7 @@ func (g *Gateway) openServers(servers []config.Server, image *regmap.Image) erro
 			i := slices.IndexFunc(g.wires, func(w wire) bool { return w.name == name })
 			return g.wires[i].bus // config knows it, so it is there
 		},
+		Record: g.passedWrite,
 	}
 	id := identity(g.version)
 	for _, c := range servers {
@@ -54,6 +56,25 @@ func (g *Gateway) plcWrites(ctx context.Context, by string, writes []regmap.Writ
 		return fmt.Errorf("%w: %w", regmap.ErrRefused, err)
 	}
 	return err
+}
+
+// passedWrite records a write that a client of a server sends on to a bus as it
+// is: the request's bytes, before they go, and that it failed.
+func (g *Gateway) passedWrite(ctx context.Context, p regmap.Passage) error {
+	r := audit.Record{Event: "passed", By: p.By, Via: "modbus", Value: fmt.Sprintf("% x", []byte(p.Request))}
+	if r.Point = fmt.Sprintf("%s unit %d", p.Bus, p.Unit); p.Err != nil {
+		r.Status, r.Reason = string(command.Failed), p.Err.Error()
+		if errors.Is(p.Err, modbus.ErrNoResponse) || errors.Is(p.Err, modbus.ErrBadResponse) {
+			r.Status = string(command.Unknown)
+		}
+	}
+	_, err := g.audit.Append(ctx, r)
+	return err
+}
+
+// passesWrites reports whether clients of servers may write to a bus directly.
+func passesWrites(servers []config.Server) bool {
+	return slices.ContainsFunc(servers, func(s config.Server) bool { return s.PassWrites.All || len(s.PassWrites.Spans) > 0 })
 }
 
 // identity is what our servers say of themselves (functions 17 and 43/14).

@@ -80,6 +80,7 @@ func (m *Memory) Gate() Gate {
 		Pause:  func(string, string, time.Duration) error { return nil },
 		Paused: func(string) time.Duration { return 0 },
 		Bus:    func(string) modbus.Endpoint { return noBus{} },
+		Record: func(context.Context, Passage) error { return nil },
 	}
 }
 

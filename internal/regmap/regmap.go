@@ -72,6 +72,9 @@ type Gate struct {
 
 	// Bus returns the way to a bus for requests that are passed on.
 	Bus func(name string) modbus.Endpoint
+	// Record records a write that goes on to a bus. What cannot be recorded is
+	// not sent.
+	Record func(ctx context.Context, p Passage) error
 }
 
 // maxPause is the longest pause in seconds: who forgets to end one shall not

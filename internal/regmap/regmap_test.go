@@ -473,9 +473,15 @@ func TestPass(t *testing.T) {
 		asked++
 		return nil, modbus.MemoryParityError // an answer of the device's
 	})
+	var records []Passage
+	var full error
+	record := func(_ context.Context, p Passage) error {
+		records = append(records, p)
+		return full
+	}
 	pass := func(writes string) *Map {
 		cfg := load(t, "  - { listen: tcp://127.0.0.1:0, unit: 9, pass: { 0: line1, 2-4: line1 }, pass_writes: "+writes+" }\n")
-		return New(cfg, NewImage(nil), Gate{Bus: func(string) modbus.Endpoint { return bus }}, modbus.Identity{}, slog.New(slog.DiscardHandler))
+		return New(cfg, NewImage(nil), Gate{Bus: func(string) modbus.Endpoint { return bus }, Record: record}, modbus.Identity{}, slog.New(slog.DiscardHandler))
 	}
 	read, all, some := "through", "through", "through"
 	for _, row := range []struct {
@@ -515,7 +521,7 @@ func TestPass(t *testing.T) {
 			}
 		}
 		cfg := load(t, "  - { listen: tcp://127.0.0.1:0, pass: { 2-4: line1 } }\n")
-		m := New(cfg, NewImage(nil), Gate{Bus: func(string) modbus.Endpoint { return bus }}, modbus.Identity{}, slog.New(slog.DiscardHandler))
+		m := New(cfg, NewImage(nil), Gate{Bus: func(string) modbus.Endpoint { return bus }, Record: record}, modbus.Identity{}, slog.New(slog.DiscardHandler))
 		asked = 0
 		_, err := m.Do(t.Context(), 3, row.req)
 		if got := fmt.Sprintf("exception %d", uint8(modbus.ExceptionFor(err))); asked == 0 && got != row.none || asked == 1 && row.none != read {
@@ -523,6 +529,20 @@ func TestPass(t *testing.T) {
 		}
 	}
 	m := pass("true")
+	records = nil
+	if _, err := m.Do(modbus.WithClient(t.Context(), "tool"), 3, modbus.WriteRegisterRequest(5, 1)); !errors.Is(err, modbus.MemoryParityError) ||
+		len(records) != 2 || records[0].Err != nil || records[1].Err == nil || records[0].By != "tool" || records[0].Bus != "line1" || records[0].Unit != 3 {
+		t.Errorf("%v; recorded %+v", err, records)
+	}
+	records, asked = nil, 0
+	m.Do(t.Context(), 3, modbus.ReadRequest(modbus.Coils, 0, 1))
+	if len(records) > 0 {
+		t.Errorf("a read is recorded: %+v", records)
+	}
+	full, asked = errors.New("disk full"), 0
+	if _, err := m.Do(t.Context(), 3, modbus.WriteRegisterRequest(5, 1)); err == nil || asked > 0 {
+		t.Errorf("what cannot be recorded was sent: %v", err)
+	}
 	for unit, want := range map[modbus.UnitID]bool{0: true, 1: false, 2: true, 4: true, 5: false, 9: true} {
 		if m.Units(unit) != want {
 			t.Errorf("unit %d: %v", unit, !want)

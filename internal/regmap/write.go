@@ -94,49 +94,82 @@ func exceptionOf(err error) error {
 	return err
 }
 
-// passOn hands a request on to a bus, if it may go there.
+// passOn hands a request on to a bus, if it may go there. What writes is recorded
+// first, and when it has failed.
 func (m *Map) passOn(ctx context.Context, bus modbus.Endpoint, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
-	if err := m.mayPass(req); err != nil {
+	writes, err := m.mayPass(req)
+	if err != nil {
 		return nil, err
 	}
-	resp, err := bus.Do(ctx, unit, req)
-	if err != nil {
-		return nil, fmt.Errorf("unit %d: %v: %w", unit, req.Function(), err)
+	p := Passage{By: modbus.Client(ctx), Bus: m.busOf(unit), Unit: unit, Request: req}
+	if writes {
+		if err := m.gate.Record(ctx, p); err != nil {
+			return nil, err
+		}
 	}
-	return resp, nil
+	resp, err := bus.Do(ctx, unit, req)
+	if err == nil {
+		return resp, nil
+	}
+	if writes {
+		p.Err = err
+		if e := m.gate.Record(ctx, p); e != nil {
+			m.log.Warn("the failure of a passed write is not recorded", "unit", uint8(unit), "err", e)
+		}
+	}
+	return nil, fmt.Errorf("unit %d: %v: %w", unit, req.Function(), err)
+}
+
+// busOf returns the name of the bus that a unit's requests go on to.
+func (m *Map) busOf(unit modbus.UnitID) string {
+	for _, p := range m.cfg.Pass {
+		if p.From <= unit && unit <= p.To {
+			return p.Bus
+		}
+	}
+	return ""
+}
+
+// Passage is a write that goes on to a bus as it is.
+type Passage struct {
+	By      string // client
+	Bus     string
+	Unit    modbus.UnitID
+	Request modbus.PDU
+	Err     error // why it failed; nil: it is about to be sent
 }
 
 // mayPass reports whether a request may go on to a bus: what only reads always
 // may; what writes, or changes the state of the device, only as pass_writes says.
-func (m *Map) mayPass(req modbus.PDU) error {
+func (m *Map) mayPass(req modbus.PDU) (writes bool, err error) {
 	w := &m.cfg.PassWrites
 	switch f := req.Function(); f {
 	case modbus.ReadCoils, modbus.ReadDiscreteInputs, modbus.ReadHoldingRegisters, modbus.ReadInputRegisters,
 		modbus.ReadExceptionStatus, modbus.GetCommEventCounter, modbus.GetCommEventLog, modbus.ReportServerID,
 		modbus.ReadFileRecord, modbus.ReadFIFOQueue:
-		return nil
+		return false, nil
 	case modbus.Diagnostics:
 		if req[1] == 0 && req[2] == 0 { // others restart the device, or silence it
-			return nil
+			return false, nil
 		}
 	case modbus.EncapsulatedInterface:
 		if req[1] == modbus.ReadDeviceIdentification {
-			return nil
+			return false, nil
 		}
 	case modbus.WriteSingleCoil, modbus.WriteSingleRegister, modbus.WriteMultipleCoils, modbus.WriteMultipleRegisters,
 		modbus.MaskWriteRegister, modbus.ReadWriteRegisters:
 		t, from, n := req.WriteSpan()
 		for _, s := range w.Spans {
 			if s.Table == t && s.From <= from && int(from)+n-1 <= int(s.To) {
-				return nil
+				return true, nil
 			}
 		}
 		if len(w.Spans) > 0 {
-			return modbus.IllegalDataAddress
+			return false, modbus.IllegalDataAddress
 		}
 	}
 	if w.All {
-		return nil
+		return true, nil
 	}
-	return modbus.IllegalFunction
+	return false, modbus.IllegalFunction
 }
