@@ -38,13 +38,6 @@ func (m *meter) Do(_ context.Context, _ modbus.UnitID, req modbus.PDU) (modbus.P
 	return modbus.PDU{req[0], 4, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}, nil
 }
 
-// reset makes the meter begin again at 1.
-func (m *meter) reset() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.read = nil
-}
-
 // polls returns when each value was read.
 func (m *meter) polls() []time.Time {
 	m.mu.Lock()
@@ -255,12 +248,11 @@ func TestBadDisk(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		inject []string // strace's; nil: a small file system
-		used   bool     // the gateway has run in the folder before: its files are there
 		event  string   // on …/event
 	}{
-		{"slow", []string{"fsync,fdatasync:delay_exit=4s"}, true, ""},
-		{"failing", []string{"fsync,fdatasync:error=EIO", "pwrite64:error=EIO"}, false, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
-		{"full", nil, false, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
+		{"slow", []string{"fsync,fdatasync:delay_exit=4s"}, ""},
+		{"failing", []string{"fsync,fdatasync:error=EIO", "pwrite64:error=EIO"}, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
+		{"full", nil, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -293,12 +285,6 @@ uplinks: { cloud: { url: "mqtt://%s", queue: { commit: 200ms } } }
 broker: { listen: ["mqtt://127.0.0.1:%d"], anonymous: true }
 `, addr, k.Addr(), port), 0o600); err != nil {
 				t.Fatal(err)
-			}
-			if tt.used {
-				first := start(t, binary, "-c", path, "run", "--data", data)
-				first.log.waitFor(t, "msg=started")
-				first.stop()
-				m.reset()
 			}
 			gw := start(t, command[0], append(command[1:], "-c", path, "run", "--data", data)...)
 			t.Cleanup(func() { _ = syscall.Kill(gatewayPid(t, gw), syscall.SIGKILL) }) // strace would leave it alone

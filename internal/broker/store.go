@@ -19,6 +19,7 @@ import (
 
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+	"golang.org/x/sys/unix"
 
 	"fieldgate/internal/flash"
 )
@@ -74,6 +75,10 @@ type store struct {
 	retry   time.Time
 	anew    bool // the file was begun anew since isNew was asked
 
+	// claim is the file while it is empty: it is ours by its lock, and the first
+	// commit makes it. Nil: there is one.
+	claim *os.File
+
 	mu  sync.Mutex
 	bad string // what is wrong, "": nothing
 }
@@ -81,16 +86,20 @@ type store struct {
 // openStore opens broker.db in dir and reads it. A damaged file becomes
 // broker.db.damaged and a new one is begun; damaged records are left out and
 // deleted. It is an error if another process has the file or dir is not ours
-// to write to; when the disk is full or failing, the store tries again later.
+// to write to; when the disk is full or failing, the store tries again later. A
+// new file is made by the first commit: that takes six syncs, and the polls
+// must not wait for a slow disk.
 func openStore(dir string, log *slog.Logger) (*store, error) {
 	s := &store{path: filepath.Join(dir, storeFile), log: log}
 	_ = os.Remove(s.path + ".new") // of a start that was cut off
-	err := s.open()
-	if damaged(err) {
-		err = s.begin(err)
+	empty, err := s.claimEmpty()
+	if !empty {
+		if err = s.open(); damaged(err) {
+			err = s.begin(err)
+		}
 	}
 	switch {
-	case errors.Is(err, bolterrors.ErrTimeout):
+	case errors.Is(err, bolterrors.ErrTimeout), errors.Is(err, unix.EWOULDBLOCK):
 		return nil, fmt.Errorf("%s: another process has it open", s.path)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%s: %w", s.path, err)
@@ -98,6 +107,28 @@ func openStore(dir string, log *slog.Logger) (*store, error) {
 		s.failed(err)
 	}
 	return s, nil
+}
+
+// claimEmpty locks the file if it is empty or not there, and reports whether
+// that is so.
+func (s *store) claimEmpty() (empty bool, err error) {
+	info, err := os.Stat(s.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil, info.Size() > 0:
+		return false, nil // open says what is wrong with it
+	default: // of a process that was killed before it had anything to save, or lost
+		s.log.Warn("the broker's file is empty: sessions and retained messages begin anew", "file", s.path)
+	}
+	f, err := os.OpenFile(s.path, os.O_RDWR|os.O_CREATE, 0o640)
+	if err != nil {
+		return true, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return true, errors.Join(err, f.Close())
+	}
+	s.claim = f
+	return true, nil
 }
 
 // damaged reports whether err says that the file is no good, not the disk.
@@ -219,11 +250,21 @@ func (s *store) commit(c change) error {
 		return nil
 	}
 	var err error
-	if s.db == nil {
+	switch {
+	case s.claim != nil: // the first of all
+		if err = createFile(s.path, &s.ledger); err == nil {
+			_ = s.claim.Close()
+			s.claim = nil
+			err = s.open()
+		}
+		if err == nil {
+			err = guarded(func() error { return write(s.db, c, &s.ledger) })
+		}
+	case s.db == nil:
 		if err = s.open(); err == nil {
 			s.anew, err = true, errAnew
 		}
-	} else {
+	default:
 		err = guarded(func() error { return write(s.db, c, &s.ledger) })
 	}
 	var p panicked
@@ -273,7 +314,12 @@ func (s *store) trouble() string {
 }
 
 func (s *store) close() error {
-	if s == nil || s.db == nil {
+	switch {
+	case s == nil:
+		return nil
+	case s.claim != nil: // nothing was ever saved
+		return errors.Join(os.Remove(s.path), s.claim.Close())
+	case s.db == nil:
 		return nil
 	}
 	return guarded(s.db.Close)

@@ -400,9 +400,11 @@ func TestDamagedWhileRunning(t *testing.T) {
 func TestDiskThatFails(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
+	first := run(t, kept(), dir)
+	connect(t, first.addr(), hello{id: "pub"}).publish("r", "0", 1, true)
+	first.stop() // there is a file now
 	b := run(t, kept(), dir)
-	db := b.store.db
-	if err := db.Close(); err != nil { // commits fail
+	if err := b.store.db.Close(); err != nil { // commits fail
 		t.Fatal(err)
 	}
 	pub := connect(t, b.addr(), hello{id: "pub"})
