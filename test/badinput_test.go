@@ -494,6 +494,35 @@ broker: { listen: ["mqtt://%s"], anonymous: true, persist: false }
 	}
 }
 
+// A second gateway in one data directory would be each broker's client twice, so
+// that the two throw each other out for ever. The first goes on; when it has
+// ended, even by a kill, the next one may have the directory.
+func TestDataDirectoryInUse(t *testing.T) {
+	t.Parallel()
+	config := writeFile(t, "fieldgate.yaml", `
+buses: { plc: { tcp: 127.0.0.1:1 } }
+devices: { press: { bus: plc, points: { v: { at: holding 0 } } } }
+uplinks: { cloud: { url: mqtt://127.0.0.1:1 } }
+web: false
+`)
+	data := t.TempDir()
+	first := start(t, binary, "-c", config, "run", "--data", data)
+	first.log.waitFor(t, "msg=started")
+	_, stderr, code := run(t, "-c", config, "run", "--data", data)
+	if want := "fieldgate: data directory " + data + ": another gateway runs in it; stop that, or name another with --data DIR\n"; code != 1 || stderr != want {
+		t.Errorf("exit code %d, says %q, want 1, %q", code, stderr, want)
+	}
+	if err := first.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-first.done
+	next := start(t, binary, "-c", config, "run", "--data", data)
+	next.log.waitFor(t, "msg=started")
+	if code, _ := next.stop(); code != 0 {
+		t.Errorf("exit code %d, want 0", code)
+	}
+}
+
 // placed is what every fault of a file looks like.
 var placed = regexp.MustCompile(`^testdata/[a-z-]+\.yaml:[1-9]\d*:[1-9]\d*: [A-Za-z0-9_.\[\]-]+: \S.*$`)
 

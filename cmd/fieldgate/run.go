@@ -10,6 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/gateway"
@@ -54,6 +57,11 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	if err != nil {
 		return err
 	}
+	lock, err := lockDir(dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
 	g, err := gateway.Open(cfg, topics, dir, programVersion(), log)
 	if err != nil {
 		return err
@@ -102,6 +110,26 @@ func dataDir(dir string) (string, error) {
 	}
 	err = probe.Close()
 	return filepath.Clean(dir), errors.Join(err, os.Remove(probe.Name()))
+}
+
+// lockDir makes the data directory dir ours until the folder that it returns is
+// closed: two gateways in it would be one client of each broker twice, and share
+// their clock and queues. One that is just ending is waited for, 2 s at most.
+// The lock is on the folder itself and leaves no file behind.
+func lockDir(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	for deadline := time.Now().Add(2 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return f, nil // a file system without locks keeps no gateway from running
+		}
+		if time.Now().After(deadline) {
+			return nil, errors.Join(fmt.Errorf("data directory %s: another gateway runs in it; stop that, or name another with --data DIR", dir), f.Close())
+		}
+	}
 }
 
 // dataPath returns the data directory that an option names, or its default.
