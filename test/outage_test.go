@@ -286,12 +286,14 @@ broker: { listen: ["mqtt://127.0.0.1:%d"], anonymous: true }
 `, addr, k.Addr(), port), 0o600); err != nil {
 				t.Fatal(err)
 			}
+			// Upstream, where the event waits for the link: at the local broker it is
+			// said before anybody can have subscribed.
+			events := start(t, "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(upstream.Port), "-t", "fieldgate/plant/event")
 			gw := start(t, command[0], append(command[1:], "-c", path, "run", "--data", data)...)
 			t.Cleanup(func() { _ = syscall.Kill(gatewayPid(t, gw), syscall.SIGKILL) }) // strace would leave it alone
 			gw.log.waitFor(t, "msg=started")
 			eventually(t, "polled", func() bool { return len(m.polls()) > 0 })
 			local := subscribeMeter(t, port)
-			events := start(t, "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(port), "-t", "fieldgate/plant/event")
 			up := subscribeMeter(t, upstream.Port)
 
 			time.Sleep(4 * time.Second) // the uplink is away, the file is wanted
