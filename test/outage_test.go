@@ -253,6 +253,7 @@ func TestBadDisk(t *testing.T) {
 		{"slow", []string{"fsync,fdatasync:delay_exit=4s"}, ""},
 		{"failing", []string{"fsync,fdatasync:error=EIO", "pwrite64:error=EIO"}, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
 		{"full", nil, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
+		{"read-only", nil, `"event":"queue_file","state":"begins","uplink":"cloud","reason":`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -267,6 +268,11 @@ func TestBadDisk(t *testing.T) {
 					t.Skipf("no file system of our own: %v", err)
 				}
 				t.Cleanup(func() { _ = unix.Unmount(data, unix.MNT_DETACH) })
+				if tt.name == "read-only" {
+					if err := unix.Mount("", data, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+						t.Fatal(err)
+					}
+				}
 			} else {
 				command = tracer(t, tt.inject)
 			}

@@ -98,13 +98,20 @@ func loadConfig(a *app) (*config.Config, []publish.Topic, error) {
 	return nil, nil, badConfig(err)
 }
 
-// dataDir returns the folder for what must survive a restart, made if need be.
+// dataDir returns the folder for what must survive a restart, made if need be. A
+// folder that cannot be written because of the disk will do; one that this user
+// may not write is an error.
 func dataDir(dir string) (string, error) {
 	dir = dataPath(dir)
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return "", fmt.Errorf("data directory: %w; name another with --data DIR", err)
 	}
 	probe, err := os.CreateTemp(dir, ".probe*")
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EIO) {
+		// A disk that fails is no reason not to poll, and a restart would not
+		// mend it: each part says what it cannot keep, and raises its alarm.
+		return filepath.Clean(dir), nil
+	}
 	if err != nil {
 		return "", fmt.Errorf("data directory is not writable: %w; name another with --data DIR", err)
 	}
