@@ -11,8 +11,7 @@
 package alarm
 
 import (
-	"cmp"
-	"slices"
+	"sort"
 	"sync"
 	"time"
 
@@ -140,7 +139,7 @@ func (b *Board) Step(now time.Time) (changed []Alarm, next time.Duration) {
 		e.Raised, e.over, e.Since = false, false, now
 		changed = append(changed, e.Alarm)
 	}
-	slices.SortStableFunc(changed, func(x, y Alarm) int { return cmp.Compare(x.Name, y.Name) })
+	sort.SliceStable(changed, func(i, j int) bool { return changed[i].Name < changed[j].Name })
 	return changed, next
 }
 
@@ -152,6 +151,6 @@ func (b *Board) All() []Alarm {
 	for _, e := range b.alarms {
 		all = append(all, e.Alarm)
 	}
-	slices.SortFunc(all, func(x, y Alarm) int { return cmp.Compare(x.Name, y.Name) })
+	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
 	return all
 }

@@ -1,9 +1,8 @@
 package broker
 
 import (
-	"cmp"
 	"log/slog"
-	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -271,8 +270,8 @@ func (ts *tracks) sort(cl *mochi.Client) {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	t := ts.open(cl.ID)
-	slices.SortStableFunc(all, func(x, y packets.Packet) int {
-		return cmp.Compare(t.order[x.PacketID].seq, t.order[y.PacketID].seq)
+	sort.SliceStable(all, func(i, j int) bool {
+		return t.order[all[i].PacketID].seq < t.order[all[j].PacketID].seq
 	})
 	// What was dropped on its way to a slow client is not among them any more,
 	// and the library does not say which that was.

@@ -1,12 +1,12 @@
 package config
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"net"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -472,7 +472,7 @@ func valueMap() value[[]point.MapEntry] {
 			all = all && ok && ok2
 			d.out()
 		}
-		slices.SortStableFunc(entries, func(a, b point.MapEntry) int { return cmp.Compare(a.Raw, b.Raw) })
+		sort.SliceStable(entries, func(i, j int) bool { return entries[i].Raw < entries[j].Raw })
 		return entries, all
 	}}
 }

@@ -1,12 +1,12 @@
 package config
 
 import (
-	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -853,8 +853,9 @@ func (r *resolver) entryOverlaps(raw *rawServer, entries []Entry) {
 		}
 		at[where] = p.key
 	}
-	slices.SortStableFunc(entries, func(a, b Entry) int {
-		return cmp.Or(cmp.Compare(a.Point.Table, b.Point.Table), cmp.Compare(a.Point.Address, b.Point.Address))
+	sort.SliceStable(entries, func(i, j int) bool {
+		a, b := &entries[i].Point, &entries[j].Point
+		return a.Table < b.Table || a.Table == b.Table && a.Address < b.Address
 	})
 	for i := 1; i < len(entries); i++ {
 		a, b := &entries[i-1].Point, &entries[i].Point

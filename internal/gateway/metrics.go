@@ -5,6 +5,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -198,9 +199,7 @@ func writeFlash(w *metrics.Writer, f FlashStatus) {
 			list = append(list, labelled[flash.Report]{*r, []metrics.Label{{Name: "writer", Value: name}}})
 		}
 	}
-	slices.SortFunc(list, func(a, b labelled[flash.Report]) int {
-		return strings.Compare(a.labels[0].Value, b.labels[0].Value)
-	})
+	sort.Slice(list, func(i, j int) bool { return list[i].labels[0].Value < list[j].labels[0].Value })
 	writeFigures(w, list, []figure[flash.Report]{
 		{"fieldgate_flash_written_bytes_total", metrics.Counter, "Bytes written to the disk.", func(r flash.Report) float64 { return float64(r.Total.Bytes) }},
 		{"fieldgate_flash_syncs_total", metrics.Counter, "Times the disk was asked to finish.", func(r flash.Report) float64 { return float64(r.Total.Syncs) }},

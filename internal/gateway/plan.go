@@ -3,6 +3,7 @@ package gateway
 import (
 	"cmp"
 	"slices"
+	"sort"
 	"time"
 
 	"fieldgate/internal/bus"
@@ -112,7 +113,7 @@ func planBus(b config.Bus, devices []config.Device, polls map[point.ID]time.Dura
 		p.Points += len(d.Points)
 		limits := bus.LimitsFor(b, d)
 		reads := bus.PlanReads(d.Points, limits)
-		slices.SortStableFunc(reads, func(a, b bus.Read) int { return compareIntervals(a.Every, b.Every) })
+		sort.SliceStable(reads, func(i, j int) bool { return compareIntervals(reads[i].Every, reads[j].Every) < 0 })
 		for _, r := range reads {
 			cost := limits.Cost(r)
 			req := RequestPlan{
@@ -145,7 +146,7 @@ func planBus(b config.Bus, devices []config.Device, polls map[point.ID]time.Dura
 	for i := range p.Cycles {
 		p.Cycles[i].MS = ms(cycles[p.Cycles[i].interval])
 	}
-	slices.SortFunc(p.Cycles, func(a, b CyclePlan) int { return compareIntervals(a.interval, b.interval) })
+	sort.Slice(p.Cycles, func(i, j int) bool { return compareIntervals(p.Cycles[i].interval, p.Cycles[j].interval) < 0 })
 	if p.Load < 100 {
 		// What is read as fast as possible shares the time that is left.
 		spare = time.Duration(float64(spare) / (1 - p.Load/100))

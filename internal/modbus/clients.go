@@ -1,10 +1,9 @@
 package modbus
 
 import (
-	"cmp"
 	"context"
 	"net"
-	"slices"
+	"sort"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -150,7 +149,7 @@ func (t *tallies) stats() []ClientStats {
 	for _, k := range t.of {
 		all = append(all, k.stats())
 	}
-	slices.SortFunc(all, func(a, b ClientStats) int { return cmp.Compare(a.Client, b.Client) })
+	sort.Slice(all, func(i, j int) bool { return all[i].Client < all[j].Client })
 	return all
 }
 

@@ -29,7 +29,6 @@
 package regmap
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -136,8 +135,9 @@ type run struct {
 // New returns the map of a server. identity is what it says of itself.
 func New(cfg config.Server, image *Image, gate Gate, identity modbus.Identity, log *slog.Logger) *Map {
 	cfg.Map = slices.Clone(cfg.Map)
-	slices.SortFunc(cfg.Map, func(a, b config.Entry) int {
-		return cmp.Or(cmp.Compare(a.Point.Table, b.Point.Table), cmp.Compare(a.Point.Address, b.Point.Address))
+	sort.Slice(cfg.Map, func(i, j int) bool {
+		a, b := &cfg.Map[i].Point, &cfg.Map[j].Point
+		return a.Table < b.Table || a.Table == b.Table && a.Address < b.Address
 	})
 	m := &Map{cfg: cfg, image: image, gate: gate, identity: identity, log: log}
 	room := 0

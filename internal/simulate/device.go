@@ -486,7 +486,7 @@ func newMemory(d *Device) memory {
 
 // join joins spans of one table that touch or overlap.
 func join(spans []Span) []Span {
-	slices.SortFunc(spans, func(a, b Span) int { return int(a.Address) - int(b.Address) })
+	sort.Slice(spans, func(i, j int) bool { return spans[i].Address < spans[j].Address })
 	var out []Span
 	for _, s := range spans {
 		if n := len(out); n > 0 && int(s.Address) <= int(out[n-1].Address)+out[n-1].Count {

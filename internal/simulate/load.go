@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -46,7 +47,10 @@ func LoadBytes(name string, text []byte) (*Plant, error) {
 	if len(l.faults) == 0 {
 		return l.plant, nil
 	}
-	slices.SortStableFunc(l.faults, func(a, b config.Fault) int { return cmp.Or(a.Line-b.Line, a.Col-b.Col) })
+	sort.SliceStable(l.faults, func(i, j int) bool {
+		a, b := &l.faults[i], &l.faults[j]
+		return a.Line < b.Line || a.Line == b.Line && a.Col < b.Col
+	})
 	all := make([]error, len(l.faults))
 	for i, f := range l.faults {
 		all[i] = f
