@@ -9,12 +9,12 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"fieldgate/internal/gateway"
 	"fieldgate/internal/mqtt/mosquittotest"
+	"fieldgate/test/child"
 )
 
 // nonsense is a device each that answers wrongly, on one line and on
@@ -532,7 +532,9 @@ func runWith(t *testing.T, stdin string, args ...string) (stdout, stderr string,
 	cmd := exec.Command(binary, args...)
 	var out, errs strings.Builder
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &errs
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	_ = cmd.Run() // the code says it
+	if err := child.Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // the code says it
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fieldgate/test/child"
 )
 
 // The points of the demonstration, all of which are to be seen.
@@ -153,12 +155,11 @@ func TestDemoNobodyReads(t *testing.T) {
 		cmd := exec.Command(binary, args...)
 		cmd.Env = append(os.Environ(), "TMPDIR="+dir, "GORACE=atexit_sleep_ms=0")
 		cmd.Stderr = &log
-		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := cmd.Start(); err != nil {
+		if err := child.Start(cmd); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := out.Read(make([]byte, 10)); err != nil {
@@ -205,8 +206,8 @@ func demoInterrupted(t *testing.T, width, height uint16, last string) {
 	cmd := exec.Command(binary, "demo")
 	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "GORACE=atexit_sleep_ms=0")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = terminal, terminal, &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := child.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	terminal.Close()

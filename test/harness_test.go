@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fieldgate/test/child"
 )
 
 // patience is how long anything that should happen at once may take on a
@@ -91,8 +93,7 @@ func startIn(t *testing.T, env []string, name string, args ...string) *process {
 	p.cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0") // else each run ends a second later
 	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	if err := child.Start(p.cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() { // ends with the process
@@ -100,10 +101,16 @@ func startIn(t *testing.T, env []string, name string, args ...string) *process {
 		close(p.done)
 	}()
 	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill()
-		<-p.done
+		ended := "with the test"
+		select {
+		case <-p.done:
+			ended = "before, with " + p.cmd.ProcessState.String()
+		default:
+			_ = p.cmd.Process.Kill()
+			<-p.done
+		}
 		if t.Failed() {
-			t.Logf("%s %s\nprinted: %s\nlogged: %s", filepath.Base(name), strings.Join(args, " "), p.out.String(), p.log.String())
+			t.Logf("%s %s\nprinted: %s\nlogged: %s\nended: %s", filepath.Base(name), strings.Join(args, " "), p.out.String(), p.log.String(), ended)
 		}
 		if strings.Contains(p.log.String(), "DATA RACE") {
 			t.Errorf("data race in %s:\n%s", filepath.Base(name), p.log.String())

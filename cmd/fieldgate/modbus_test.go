@@ -14,13 +14,13 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/simulate"
+	"fieldgate/test/child"
 )
 
 var updateScripts = flag.Bool("update-scripts", false, "write what the commands print into testdata/modbus")
@@ -377,12 +377,11 @@ func TestModbusLibmodbus(t *testing.T) {
 	l.Close()
 	_, port, _ := net.SplitHostPort(host)
 	cmd := exec.Command(server, "tcp", port)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := child.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

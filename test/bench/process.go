@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"fieldgate/internal/simulate"
+	"fieldgate/test/child"
 )
 
 // clockTick is what /proc counts processor time in (USER_HZ, 100 on Linux).
@@ -34,8 +35,7 @@ func start(out io.Writer, name string, args ...string) (*process, error) {
 	p := &process{cmd: exec.Command(name, args...), done: make(chan struct{})}
 	p.cmd.Stdout = out
 	p.cmd.Stderr = &p.log
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := p.cmd.Start(); err != nil {
+	if err := child.Start(p.cmd); err != nil {
 		return nil, err
 	}
 	go func() { // ends with the process

@@ -28,6 +28,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"fieldgate/test/child"
 )
 
 // patience is how long mosquitto may take to start, stop or deliver.
@@ -156,8 +158,7 @@ func (b *Broker) start() error {
 	before := strings.Count(b.Output(), running)
 	cmd := exec.Command(path, "-c", conf)
 	cmd.Stdout, cmd.Stderr = b.output, b.output
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	if err := child.Start(cmd); err != nil {
 		return fmt.Errorf("mosquitto: %w", err)
 	}
 	ended := make(chan struct{})
@@ -291,14 +292,13 @@ func (b *Broker) Subscribe(filters []string, args ...string) *Subscriber {
 		full = append(full, "-t", f)
 	}
 	cmd := exec.Command(path, append(full, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	var errs lockedBuffer
 	cmd.Stderr = &errs
-	if err := cmd.Start(); err != nil {
+	if err := child.Start(cmd); err != nil {
 		b.t.Fatal(err)
 	}
 	s := &Subscriber{t: b.t, more: make(chan struct{}, 1)}
