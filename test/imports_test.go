@@ -46,7 +46,7 @@ var mayImport = map[string]string{
 
 // The one door of each foreign package.
 var doors = map[string]string{
-	"github.com/goburrow/modbus": "modbus line bench", // a peer in the benchmark
+	"github.com/goburrow/modbus": "modbus bench", // a peer in the benchmark
 
 	"go.bug.st/serial":                      "line",
 	"go.etcd.io/bbolt":                      "queue broker",
