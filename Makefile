@@ -3,8 +3,8 @@
 # make test       every test, with -race; sets itself up first
 # make check      gofmt, go vet, staticcheck, tests
 # make cross      the release binaries in dist/
-# make bench      the figures of docs/performance.md, about five minutes
-# make soak       the long tests, about half an hour
+# make bench      the figures of docs/performance.md, about ten minutes
+# make soak       the long tests, about an hour
 # make fuzz       every fuzz target for FUZZTIME each
 
 GO       ?= go
