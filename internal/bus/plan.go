@@ -270,7 +270,7 @@ func (p *planner) cover() {
 			p.covered = append(p.covered, item{start: start, end: end})
 		}
 	}
-	slices.SortFunc(p.covered, compareItems)
+	slices.SortStableFunc(p.covered, compareItems)
 	merged := p.covered[:0]
 	for _, it := range p.covered {
 		if n := len(merged); n > 0 && it.start <= merged[n-1].end {
@@ -496,7 +496,7 @@ func (p *planner) oversized(items []item) (reads []planned, rest []item) {
 		reads = append(reads, planned{start: it.start, end: it.end, last: it.start, points: it.points})
 		rest = ride(reads, rest)
 	}
-	slices.SortFunc(rest, compareItems)
+	slices.SortStableFunc(rest, compareItems)
 	return reads, rest
 }
 
