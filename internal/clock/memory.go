@@ -76,15 +76,23 @@ func (c *Clock) First() uint64 { return c.number }
 // write.
 func (c *Clock) Run(ctx context.Context) error {
 	failed := false
-	for {
+	for last := false; ; {
 		if err := c.remember(); err != nil && !failed {
 			failed = true
 			c.log.Warn("what is known of the clock cannot be written", "err", err)
 		}
+		if last {
+			return nil
+		}
 		select {
 		case <-c.news:
 		case <-ctx.Done():
-			return nil
+			select {
+			case <-c.news: // came just before the end
+				last = true
+			default:
+				return nil
+			}
 		}
 	}
 }
