@@ -18,7 +18,8 @@ var ErrUnknownPoint = errors.New("unknown point")
 // Write writes v to a point and returns when the device has answered: nil, once
 // it has confirmed the write. It goes before all reads and waits only for the
 // request on the wire and for earlier writes; a point with Write.Emergency
-// passes those as well. To an offline device it is sent like to any other.
+// passes those as well, and ends one for its device that takes several requests
+// and has not sent them all. To an offline device it is sent like to any other.
 //
 // The function is that of Write.Function, else 5 for a coil, 6 for one register
 // and 16 for several; 6 writes several one by one. A bit field, or half of a
@@ -212,7 +213,7 @@ func (b *Bus) nextWrite(now instant) (*op, instant) {
 			behind := slices.Contains(ahead, w.d)
 			ahead = append(ahead, w.d)
 			switch {
-			case w.out || behind || w.d.writer != nil && w.d.writer != w:
+			case w.out || behind || w.d.writer != nil && w.d.writer != w && (!emergency || w.d.writer.out):
 			case w.at > now:
 				wake = min(wake, w.at)
 			case w.givenUp() && w.state.CompareAndSwap(writeQueued, writeCancelled):
@@ -222,6 +223,9 @@ func (b *Bus) nextWrite(now instant) (*op, instant) {
 			case !w.state.CompareAndSwap(writeQueued, writeStarted) && w.state.Load() == writeCancelled:
 				b.endWrite(w, nil) // nobody waits for it
 			default:
+				if other := w.d.writer; other != nil && other != w {
+					b.endWrite(other, other.overtaken())
+				}
 				w.out = true
 				w.d.writer = w
 				o := b.newOp(w.d, w.reqs[w.n])
@@ -241,6 +245,16 @@ func (w *write) givenUp() bool {
 	default:
 		return false
 	}
+}
+
+// overtaken is what becomes of a write that has been sent in part when an
+// emergency for its device comes: what is left of it would be newer than the
+// emergency, and bits that were read before it would undo it.
+func (w *write) overtaken() error {
+	if w.modify {
+		return errors.New("not sent, an emergency write came before")
+	}
+	return w.partly(fmt.Errorf("%w: an emergency write came between", modbus.ErrNoResponse))
 }
 
 // finishWrite takes the outcome of a write's request.

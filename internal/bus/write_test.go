@@ -315,6 +315,51 @@ func TestWritesGoFirst(t *testing.T) {
 	})
 }
 
+// An emergency does not wait for the rest of a write that takes several requests,
+// and that rest is not sent after it.
+func TestEmergencyBetweenRequests(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWire(1).baud(9600)
+		text := every(writable(holding(100, point.String), modbus.WriteSingleRegister), point.Never)
+		text.Length = 20
+		part := every(writable(bit(200, 1, 1), modbus.WriteSingleRegister), point.Never)
+		stop := every(emergency(coil(0)), point.Never)
+		r := start(t, serialBus(9600), []config.Device{dev("d", 1, text, part, stop)}, w)
+		one := 2*w.gap + 2*8*w.char
+		for _, old := range []struct {
+			id    point.ID
+			value point.Value
+			err   string
+			lost  bool
+		}{
+			{"d.h100", point.TextValue("a long text that takes twenty writes"), "of 20 registers written: no response: an emergency write came between", true},
+			{"d.h200", point.BoolValue(true), "not sent, an emergency write came before", false},
+		} {
+			from := time.Since(w.started)
+			var both sync.WaitGroup
+			both.Go(func() {
+				err := r.bus.Write(t.Context(), old.id, old.value)
+				if err == nil || !strings.Contains(err.Error(), old.err) || errors.Is(err, modbus.ErrNoResponse) != old.lost {
+					t.Errorf("%s: error %v", old.id, err)
+				}
+			})
+			time.Sleep(one / 2)
+			begun := time.Now()
+			if err := r.bus.Write(t.Context(), "d.c0", point.BoolValue(true)); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(begun); took > 2*one {
+				t.Errorf("%s: the emergency took %v, an exchange takes %v", old.id, took, one)
+			}
+			both.Wait()
+			time.Sleep(time.Second)
+			if q := w.requests(from); len(q) == 0 || q[len(q)-1].req.Function() != modbus.WriteSingleCoil {
+				t.Errorf("%s: the emergency was not the last of %d requests", old.id, len(q))
+			}
+		}
+	})
+}
+
 func TestWriteGivenUp(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWire(1).baud(9600)
