@@ -91,6 +91,16 @@ type Requester interface {
 	DoTimeout(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error)
 }
 
+// Hurrier is a Requester that sends an emergency at once: DoUrgent is DoTimeout
+// with nothing going over the wire before, and between Hurry(1) and Hurry(-1)
+// other requests are given up that would need more than one exchange. A line is
+// one.
+type Hurrier interface {
+	Requester
+	Hurry(by int)
+	DoUrgent(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error)
+}
+
 // Bus polls the devices of one wire and writes to them. Make it with New; Run
 // does the work. Write, Read and Status are safe for use by several goroutines,
 // before, during and after Run.
@@ -105,6 +115,7 @@ type Bus struct {
 	cfg     config.Bus
 	ep      modbus.Endpoint
 	timed   Requester // ep, if it is one
+	hurrier Hurrier   // likewise
 	emit    func([]point.Sample)
 	log     *slog.Logger
 	devices []*device
@@ -176,6 +187,7 @@ func New(cfg config.Bus, devices []config.Device, ep modbus.Endpoint, emit func(
 		kick:  make(chan struct{}, 1),
 	}
 	b.timed, _ = ep.(Requester)
+	b.hurrier, _ = ep.(Hurrier)
 	b.limit.Store(int64(never))
 	h := fnv.New32a()
 	h.Write([]byte(cfg.Name))
@@ -421,7 +433,9 @@ func (b *Bus) do(ctx context.Context, o *op) {
 	o.began = time.Now()
 	o.span.from = b.order.Add(1)
 	unit := o.d.cfg.Unit
-	if b.timed != nil {
+	if b.hurrier != nil && o.write != nil && o.write.emergency {
+		o.resp, o.err = b.hurrier.DoUrgent(ctx, unit, o.req, o.timeout, o.d.cfg.Gap)
+	} else if b.timed != nil {
 		o.resp, o.err = b.timed.DoTimeout(ctx, unit, o.req, o.timeout, o.d.cfg.Gap)
 	} else {
 		limited, cancel := context.WithTimeout(ctx, o.timeout)

@@ -49,6 +49,10 @@ func (b *Bus) Write(ctx context.Context, id point.ID, v point.Value) error {
 		return b.writeError(at, err)
 	}
 	w.gone = ctx.Done()
+	if w.emergency && b.hurrier != nil {
+		b.hurrier.Hurry(1)
+		defer b.hurrier.Hurry(-1)
+	}
 	if err := b.send(w); err != nil {
 		return b.writeError(at, err)
 	}

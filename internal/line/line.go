@@ -74,8 +74,9 @@ type Line struct {
 	share share
 	turns *turns // RTU and ASCII: is share; else nil
 
-	up    atomic.Bool // state == stateUp, without the lock
-	doubt atomic.Bool // news.doubted, likewise
+	up    atomic.Bool  // state == stateUp, without the lock
+	doubt atomic.Bool  // news.doubted, likewise
+	hurry atomic.Int32 // urgent requests that wait for the wire
 
 	mu      sync.Mutex
 	state   state
@@ -159,6 +160,31 @@ func (l *Line) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modb
 // the error wraps modbus.ErrNoResponse beside the context's error: the device
 // may have done what it was asked.
 func (l *Line) DoTimeout(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error) {
+	return l.request(ctx, unit, req, timeout, gap, false)
+}
+
+// DoUrgent is DoTimeout for a request that is better sent at once and its outcome
+// doubted than sent after others: nothing goes over an RTU or ASCII line before
+// it. Where its answer could then be another's - the late one to the same
+// request, or its own echo on a line not known yet -, it is taken for no answer
+// (modbus.ErrNoResponse).
+func (l *Line) DoUrgent(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error) {
+	return l.request(ctx, unit, req, timeout, gap, true)
+}
+
+// Hurry says that an urgent request waits for the wire (1), or waits no longer
+// (-1). Meanwhile requests that others would have to go before, or that would be
+// held, are given up (modbus.ErrNoResponse): the wire is free once the exchange
+// on it has ended.
+func (l *Line) Hurry(by int) {
+	l.hurry.Add(int32(by))
+	if l.turns != nil {
+		l.turns.look()
+	}
+}
+
+// request is DoTimeout, or DoUrgent.
+func (l *Line) request(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration, urgent bool) (resp modbus.PDU, err error) {
 	if err := modbus.CheckRequest(req); err != nil {
 		return nil, err
 	}
@@ -179,7 +205,11 @@ func (l *Line) DoTimeout(ctx context.Context, unit modbus.UnitID, req modbus.PDU
 				return nil, err
 			}
 		}
-		resp, err := l.share.do(ctx, unit, req, timeout, gap)
+		if urgent && l.turns != nil {
+			resp, err = l.turns.doUrgent(ctx, unit, req, timeout, gap)
+		} else {
+			resp, err = l.share.do(ctx, unit, req, timeout, gap)
+		}
 		if err != errNotSent {
 			return resp, err
 		}

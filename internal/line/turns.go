@@ -105,6 +105,7 @@ const (
 type job struct {
 	unit         modbus.UnitID
 	timeout, gap time.Duration
+	urgent       bool
 	req          modbus.PDU // copy, kept by the job
 
 	stage jobStage // guarded by turns.mu
@@ -148,6 +149,15 @@ func newTurns(l *Line) *turns {
 
 // do implements share.
 func (t *turns) do(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error) {
+	return t.ask(ctx, unit, req, timeout, gap, false)
+}
+
+// doUrgent is do for Line.DoUrgent.
+func (t *turns) doUrgent(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration) (modbus.PDU, error) {
+	return t.ask(ctx, unit, req, timeout, gap, true)
+}
+
+func (t *turns) ask(ctx context.Context, unit modbus.UnitID, req modbus.PDU, timeout, gap time.Duration, urgent bool) (modbus.PDU, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -155,7 +165,7 @@ func (t *turns) do(ctx context.Context, unit modbus.UnitID, req modbus.PDU, time
 	if gap < 0 {
 		gap = t.gap
 	}
-	j.unit, j.timeout, j.gap = unit, timeout, max(gap, t.floor)
+	j.unit, j.timeout, j.gap, j.urgent = unit, timeout, max(gap, t.floor), urgent
 	j.req = append(j.req[:0], req...)
 	j.stage, j.resp, j.err = jobWaiting, nil, nil
 	if !t.push(j) {
@@ -185,6 +195,16 @@ func (t *turns) push(j *job) bool {
 		t.wire.wake()
 	}
 	return true
+}
+
+// look makes serve look at the queue again.
+func (t *turns) look() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.wire != nil && t.idle {
+		t.idle = false
+		t.wire.wake()
+	}
 }
 
 // leave takes back a job whose caller waits no longer.
@@ -271,22 +291,39 @@ func (t *turns) next() (*job, error) {
 	}
 }
 
-// pick takes the first job out of the queue that may be sent at now. When there
-// is none it says when the first may, zero: when another job comes.
+// pick takes the first job out of the queue that may be sent at now, urgent ones
+// before all. When there is none it says when the first may, zero: when another
+// job comes. What would be held while an urgent one waits is given up.
 func (t *turns) pick(now time.Time) (*job, time.Time) {
+	if i := slices.IndexFunc(t.jobs, func(j *job) bool { return j.urgent }); i >= 0 {
+		return t.takeOut(i), time.Time{}
+	}
 	var first time.Time
-	for i, j := range t.jobs {
+	for i := 0; i < len(t.jobs); {
+		j := t.jobs[i]
 		_, wait := t.ledger(j.unit).next(j.req, now)
-		if wait.IsZero() {
-			t.jobs = slices.Delete(t.jobs, i, i+1)
-			return j, time.Time{}
-		}
-		if first.IsZero() || wait.Before(first) {
+		switch {
+		case wait.IsZero():
+			return t.takeOut(i), time.Time{}
+		case t.hurried():
+			t.takeOut(i).finish(nil, errOwing)
+			continue
+		case first.IsZero() || wait.Before(first):
 			first = wait
 		}
+		i++
 	}
 	return nil, first
 }
+
+func (t *turns) takeOut(i int) *job {
+	j := t.jobs[i]
+	t.jobs = slices.Delete(t.jobs, i, i+1)
+	return j
+}
+
+// hurried reports whether an urgent request waits.
+func (t *turns) hurried() bool { return t.line.hurry.Load() > 0 }
 
 func (t *turns) ledger(u modbus.UnitID) *ledger {
 	g := t.units[u]
@@ -400,6 +437,9 @@ func (t *turns) answer(j *job) (modbus.PDU, error) {
 		// Its answer would look like its echo. A read tells the two apart, and
 		// shows whether there is an echo; that the device refuses it, or is
 		// silent, does not matter.
+		if j.urgent {
+			return t.doubted(j)
+		}
 		_, err := t.exchange(j, echoProbe(j.req), false)
 		if l := (*lostError)(nil); errors.As(err, &l) || t.echo == echoUnknown {
 			return nil, err
@@ -408,10 +448,12 @@ func (t *turns) answer(j *job) (modbus.PDU, error) {
 	for range mostFences {
 		fence, wait := t.ledger(j.unit).next(j.req, time.Now())
 		switch {
-		case !wait.IsZero():
-			return nil, errOwing
-		case fence == nil:
+		case fence == nil && wait.IsZero():
 			return t.exchange(j, j.req, true)
+		case j.urgent:
+			return t.doubted(j)
+		case fence == nil || t.hurried():
+			return nil, errOwing
 		}
 		t.line.count.fences.Add(1)
 		if _, err := t.exchange(j, fence, false); !answers(err) {
@@ -419,6 +461,16 @@ func (t *turns) answer(j *job) (modbus.PDU, error) {
 		}
 	}
 	return nil, errOwing
+}
+
+// doubted is exchange for an urgent request whose answer might be another's.
+func (t *turns) doubted(j *job) (modbus.PDU, error) {
+	_, err := t.exchange(j, j.req, true)
+	if err == nil {
+		t.owe(j, j.req, time.Now()) // then its own is still to come
+		err = fmt.Errorf("%w: what came may be the answer to a request before, or an echo", modbus.ErrNoResponse)
+	}
+	return nil, err
 }
 
 // errOwing: what the unit owes has not come yet, and stands in the way.
