@@ -338,6 +338,9 @@ broker: { listen: ["mqtt://127.0.0.1:%d"], anonymous: true }
 			complete(t, arrivals(t, up), away)
 			if tt.event != "" {
 				events.Until(func(m mosquittotest.Received) bool { return strings.Contains(m.Payload, tt.event) })
+				if log := gw.log.String(); tt.name == "read-only" && (strings.Count(log, "queue file takes nothing") != 1 || strings.Contains(log, "takes messages again")) {
+					t.Errorf("the disk was read-only all the time; log:\n%s", log)
+				}
 			}
 		})
 	}

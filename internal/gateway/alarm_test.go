@@ -3,8 +3,11 @@ package gateway
 import (
 	"context"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,11 +19,17 @@ import (
 // opened is a gateway that is open and does not run.
 func opened(t *testing.T, text string) *Gateway {
 	t.Helper()
+	return openedIn(t, t.TempDir(), text)
+}
+
+// openedIn is opened with a data directory.
+func openedIn(t *testing.T, dir, text string) *Gateway {
+	t.Helper()
 	cfg, err := config.LoadBytes("f", []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := Open(cfg, nil, t.TempDir(), "test", slog.New(slog.DiscardHandler))
+	g, err := Open(cfg, nil, dir, "test", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +123,67 @@ func TestAlarmsAreUrgent(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatal("the alarm is not on disk")
 		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestQueueFileAlarm has a queue whose file cannot be made, and later can: the
+// alarm and the status say so as long as it is so, also once nothing waits any more.
+func TestQueueFileAlarm(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	inTheWay := filepath.Join(dir, "queue-cloud.db.new")
+	if err := os.MkdirAll(filepath.Join(inTheWay, "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	g := openedIn(t, dir, "site: { id: s }\nuplinks: { cloud: { url: mqtt://127.0.0.1, queue: { commit: 10ms } } }\n")
+	var said []string
+	g.siren.say = func(_ context.Context, m mqtt.Message) { said = append(said, string(m.Payload)) }
+	q := g.ways[0].queue
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- q.Run(ctx) }() // ends with cancel
+	faulty := func() bool { return g.Status().Uplinks["cloud"].File != "" }
+	until := func(want bool) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); faulty() != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("the status has a fault %t, want %t", faulty(), want)
+			}
+		}
+	}
+	raised := func(after time.Duration) bool {
+		g.siren.step(t.Context(), time.Now().Add(after))
+		return slices.ContainsFunc(g.Status().Alarms, func(a AlarmStatus) bool { return a.Name == "queue_file.cloud" })
+	}
+	if err := q.Deliver(ctx, mqtt.Message{Topic: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	until(true)
+	entries, err := q.Next(ctx, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := q.Done(entries[0].Seq); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // nothing waits
+	if !raised(0) || !raised(2*alarmHold) || !faulty() {
+		t.Error("the file cannot be made, and that is not said")
+	}
+	if err := os.RemoveAll(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	until(false)
+	if raised(2 * alarmHold) {
+		t.Error("the file can be made, and the alarm is raised")
+	}
+	said = slices.DeleteFunc(said, func(s string) bool { return !strings.Contains(s, "queue_file.cloud") })
+	if len(said) != 2 || !strings.Contains(said[0], `"raised"`) || !strings.Contains(said[1], `"cleared"`) {
+		t.Errorf("said %q", said)
 	}
 	cancel()
 	if err := <-ended; err != nil {

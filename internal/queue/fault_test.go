@@ -522,12 +522,7 @@ func TestReadOnly(t *testing.T) {
 			}
 		}
 		r.end()
-		remount := func(flags uintptr) {
-			if err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, ""); err != nil {
-				t.Fatal(err)
-			}
-		}
-		remount(unix.MS_RDONLY)
+		remount(t, dir, unix.MS_RDONLY)
 		r = startWith(t, dir, cfg, b)
 		for i := range 100 {
 			deliver(t, r.Queue, msg(n+i))
@@ -537,15 +532,139 @@ func TestReadOnly(t *testing.T) {
 			t.Errorf("Sync = %v", err)
 		}
 		numbered(t, r.all(n+50), 0)
-		remount(0)
+		remount(t, dir, 0)
 		eventually(t, "written again", func() bool { return r.Sync(t.Context()) == nil })
 		r.end()
-		log := r.log.String()
-		if strings.Count(log, "takes nothing") != 1 || strings.Count(log, "takes messages again") != 1 {
-			t.Errorf("log:\n%s", log)
-		}
+		r.fileEvents(1, 1)
 		r = startWith(t, dir, cfg, b)
 		numbered(t, r.all(50), n+50)
+	})
+}
+
+// remount changes the flags of the file system on dir.
+func remount(t *testing.T, dir string, flags uintptr) {
+	t.Helper()
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, ""); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fileEvents checks how often it was said, in the log and as an event, that the
+// file takes nothing, and that it takes messages again.
+func (r *running) fileEvents(fails, works int) {
+	r.t.Helper()
+	log := r.log.String()
+	for text, want := range map[string]int{
+		"takes nothing": fails, "event queue_file over=false": fails,
+		"takes messages again": works, "event queue_file over=true": works,
+	} {
+		if got := strings.Count(log, text); got != want {
+			r.t.Errorf("%q %d times, want %d; log:\n%s", text, got, want, log)
+		}
+	}
+}
+
+// TestReadOnlyFromTheStart has no file, and a folder in which none can be made: that
+// is told once, and not taken back before one is made, with messages waiting or
+// without.
+func TestReadOnlyFromTheStart(t *testing.T) {
+	for _, waiting := range []bool{true, false} {
+		t.Run(fmt.Sprintf("messages wait %t", waiting), func(t *testing.T) {
+			withFault(t, 16<<20, func(t *testing.T, dir string) {
+				cfg, b := config.Queue{Commit: 5 * time.Millisecond}, small()
+				b.pause = 10 * time.Millisecond
+				remount(t, dir, unix.MS_RDONLY)
+				r := startWith(t, dir, cfg, b)
+				for i := range 10 {
+					deliver(t, r.Queue, msg(i))
+				}
+				eventually(t, "noticed", func() bool { return strings.Contains(r.Stats().Fault, "read-only file system") })
+				if !waiting {
+					numbered(t, r.all(10), 0)
+				}
+				for range 50 { // tries, and more messages
+					if err := r.Sync(t.Context()); !errors.Is(err, ErrNotSafe) || r.Stats().Fault == "" {
+						t.Fatalf("Sync = %v, Fault %q", err, r.Stats().Fault)
+					}
+					time.Sleep(10 * time.Millisecond)
+				}
+				r.fileEvents(1, 0)
+				if s := r.Stats(); s.Flash.Total != (flash.Figures{}) {
+					t.Errorf("Stats = %+v, want nothing written", s)
+				}
+				remount(t, dir, 0)
+				eventually(t, "works", func() bool { return r.Stats().Fault == "" })
+				r.fileEvents(1, 1)
+				deliver(t, r.Queue, msg(10))
+				r.sync()
+				if waiting {
+					numbered(t, start(t, r.snapshot(), cfg).all(11), 0)
+				} else {
+					numbered(t, start(t, r.snapshot(), cfg).all(1), 10)
+				}
+				r.fileEvents(1, 1)
+				written := r.Stats().Flash.Total
+				time.Sleep(2 * lookEvery)
+				if now := r.Stats().Flash.Total; now != written {
+					t.Errorf("%+v written, then %+v, with nothing to write", written, now)
+				}
+			})
+		})
+	}
+}
+
+// TestFullIsTold fills the disk under a queue whose messages are all gone by the
+// next try: it takes messages again only when there is room for some.
+func TestFullIsTold(t *testing.T) {
+	withFault(t, 1<<20, func(t *testing.T, dir string) {
+		b := small()
+		b.pause = 10 * time.Millisecond
+		r := startWith(t, dir, config.Queue{Commit: 5 * time.Millisecond}, b)
+		deliver(t, r.Queue, msg(0))
+		r.sync()
+		numbered(t, r.all(1), 0)
+		ballast := filepath.Join(dir, "ballast")
+		if err := os.WriteFile(ballast, make([]byte, 2<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+			t.Fatalf("fill the disk: %v", err)
+		}
+		for i := range 20 {
+			deliver(t, r.Queue, mqtt.Message{Topic: "t", Payload: make([]byte, 10_000+i)})
+		}
+		eventually(t, "noticed", func() bool { return strings.Contains(r.Stats().Fault, "no space left") })
+		for r.Stats().Messages > 0 {
+			done(t, r.Queue, next(t, r.Queue, 1)...)
+		}
+		time.Sleep(500 * time.Millisecond) // some tries
+		r.fileEvents(1, 0)
+		if err := os.Remove(ballast); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "works", func() bool { return r.Stats().Fault == "" })
+		r.fileEvents(1, 1)
+	})
+}
+
+// TestDamagedAndReadOnly has a damaged file that cannot be put aside: messages flow,
+// and it is put aside once it can be.
+func TestDamagedAndReadOnly(t *testing.T) {
+	withFault(t, 16<<20, func(t *testing.T, dir string) {
+		cfg, b := config.Queue{Commit: 5 * time.Millisecond}, small()
+		b.pause = 10 * time.Millisecond
+		if err := os.WriteFile(filepath.Join(dir, "queue-cloud.db"), make([]byte, 20_000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		remount(t, dir, unix.MS_RDONLY)
+		r := startWith(t, dir, cfg, b)
+		deliver(t, r.Queue, msg(0), msg(1))
+		numbered(t, r.all(1), 0)
+		eventually(t, "noticed", func() bool { return strings.Contains(r.Stats().Fault, "put aside") })
+		remount(t, dir, 0)
+		eventually(t, "written again", func() bool { return r.Sync(t.Context()) == nil })
+		r.fileEvents(1, 1)
+		if log := r.log.String(); strings.Count(log, "event queue_put_aside") != 1 {
+			t.Errorf("log:\n%s", log)
+		}
+		numbered(t, start(t, r.snapshot(), cfg).all(1), 1)
 	})
 }
 
@@ -594,7 +713,8 @@ func TestLockedForLong(t *testing.T) {
 	other.close()
 	eventually(t, "read", func() bool { return r.Stats().Found == 100 })
 	numbered(t, r.all(100), 0)
-	r.sync()
+	eventually(t, "written", func() bool { return r.Sync(t.Context()) == nil })
+	r.fileEvents(1, 1)
 	if s := r.Stats(); s.Messages != 1 || s.Fault != "" {
 		t.Errorf("Stats = %+v", s)
 	}

@@ -335,6 +335,27 @@ func (f *file) commit(below uint64, gone []uint64, puts []put) (more bool, err e
 	return more, nil
 }
 
+// try writes to the file without changing what is in it. A disk that is full takes
+// that, since nothing grows: it must have room for so many bytes more, too.
+func (f *file) try(bytes int64) error {
+	info, err := f.raw.Stat()
+	if err != nil {
+		return err
+	}
+	if bytes > 0 {
+		fd := int(f.raw.Fd())
+		err := unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, info.Size(), bytes)
+		if err == nil {
+			err = unix.Ftruncate(fd, info.Size()) // gives it back
+		}
+		if err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
+			return fmt.Errorf("write %s: %w", f.path, err)
+		}
+	}
+	_, err = f.commit(0, nil, nil)
+	return err
+}
+
 // room returns errLimit if puts would make the file larger than it may become.
 func (f *file) room(tx *bolt.Tx, puts []put) error {
 	if f.most == 0 || len(puts) == 0 {

@@ -22,11 +22,18 @@ import (
 // ErrNotSafe is what Sync answers when the file takes nothing.
 var ErrNotSafe = errors.New("messages are in memory only")
 
+// errTaken says that the file, in which there were messages, is not there.
+var errTaken = errors.New("file was taken away")
+
 // Times of the file's keeper.
 const (
 	lookEvery = time.Second // for messages past their age, and between full and not
 	pauseMost = time.Minute // after a fault of the file
 )
+
+// A disk counts as full until it has room for so much as was to be written last,
+// and no more than roomMost.
+const roomMost = 64 << 10
 
 // A file is made anew when it is larger than compactFrom and less than a
 // quarter of it, and no more than compactMost, is still wanted.
@@ -50,15 +57,15 @@ type store struct {
 	dirty      bool   // some of them are done
 	since      time.Time
 
-	off   bool      // for good, until the next start
 	begun uint64    // number of the first message of this process
 	apart bool      // the file could not be read yet; what it holds comes in when it can
 	large time.Time // until then it is left as large as it is
 	retry time.Time // when failing: not before
 	pause time.Duration
+	short int64 // bytes for which it had no room when it failed; 0: that was not it
 
 	// For all.
-	failing    atomic.Bool // it takes nothing at the moment
+	failing    atomic.Bool // it takes nothing: no write has succeeded since one failed
 	unreadable atomic.Bool // what is in it cannot be had at the moment
 	fault      atomic.Pointer[string]
 }
@@ -114,17 +121,55 @@ func (s *store) failed(now time.Time, least time.Duration, err error) (isNew boo
 	s.retry = now.Add(s.pause)
 	text := err.Error()
 	s.fault.Store(&text)
-	s.unreadable.Store(s.file == nil)
+	if s.file == nil && s.holds() {
+		s.unreadable.Store(true)
+	}
 	return !s.failing.Swap(true)
 }
 
-// worked notes that the file took what it was given, and reports whether that
-// is new.
+// worked notes that the file was written, and reports whether that is new.
 func (s *store) worked() (isNew bool) {
-	s.pause = 0
+	s.pause, s.short = 0, 0
 	s.fault.Store(nil)
-	s.unreadable.Store(false)
 	return s.failing.Swap(false)
+}
+
+// holds reports whether there may be messages in the file.
+func (s *store) holds() bool { return s.end > s.first }
+
+// open opens the file for writing, and makes it if there is none.
+func (s *store) open() error {
+	if s.file != nil && !s.file.readOnly {
+		return nil
+	}
+	if s.file != nil {
+		// To open it means to read all of it: not as long as it is of no use.
+		if err := s.writable(); err != nil {
+			return err
+		}
+	}
+	err := s.reopen()
+	switch {
+	case err == nil && s.file.readOnly:
+		return s.writable()
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	case s.holds():
+		return errTaken
+	}
+	f, err := createFile(s.path, &s.ledger)
+	if err == nil {
+		s.use(f)
+	}
+	return err
+}
+
+// writable returns why the file may not be written.
+func (s *store) writable() error {
+	if err := unix.Access(s.path, unix.W_OK); err != nil {
+		return fmt.Errorf("write %s: %w", s.path, err)
+	}
+	return nil
 }
 
 // fileFailed notes that the file takes nothing, and tells it once.
@@ -135,8 +180,9 @@ func (q *Queue) fileFailed(now time.Time, err error) {
 	}
 }
 
-// fileWorked notes that the file took what it was given, and tells when it
-// begins to.
+// fileWorked notes that the file was written, and tells when that is the first
+// time after it took nothing. That it can be read says nothing: so can a file on a
+// disk that has become read-only, and so can none at all.
 func (q *Queue) fileWorked() {
 	if q.store.worked() {
 		q.log.Info("queue file takes messages again", "file", q.store.path)
@@ -244,7 +290,8 @@ func (q *Queue) shift(by uint64) {
 
 // read takes in what the file holds, which Next gives first. fits is asked, with
 // q.mu held, whether it may be, by the number after the last of it. It returns an
-// error if the file cannot be opened now; one that is damaged is put aside.
+// error if the file cannot be opened now; one that is damaged is put aside, and an
+// error if it cannot.
 func (q *Queue) read(fits func(end uint64) bool) error {
 	s := q.store
 	var found []*chunk
@@ -256,14 +303,13 @@ func (q *Queue) read(fits func(end uint64) bool) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case errors.Is(err, ErrCorrupt):
-		q.setAside(err)
-		return nil
+		return q.setAside(err)
 	default:
 		q.fileFailed(time.Now(), err)
 		return err
 	}
 	if !q.takeIn(found, damaged, fits) {
-		q.setAside(corrupt("its numbers are not below those of this run"))
+		return q.setAside(corrupt("its numbers are not below those of this run"))
 	}
 	return nil
 }
@@ -298,7 +344,7 @@ func (q *Queue) takeIn(found []*chunk, damaged uint64, fits func(end uint64) boo
 }
 
 // readLate reads a file that could not be opened at the start, and reports
-// whether there is one to write to now, or none.
+// whether it is out of the way now: read, gone or put aside.
 func (q *Queue) readLate() bool {
 	// Its numbers are below ours, unless the clock stood in another year at such
 	// a start before.
@@ -307,10 +353,6 @@ func (q *Queue) readLate() bool {
 		return false
 	}
 	s.apart = false
-	if s.off {
-		return false
-	}
-	q.fileWorked()
 	return true
 }
 
@@ -461,7 +503,7 @@ func (q *Queue) unsynced() (c *chunk, i int, ok bool) {
 // persist brings the file up to date as far as it is time: with all, in any case.
 func (q *Queue) persist(all bool) {
 	s := q.store
-	if s == nil || s.off {
+	if s == nil {
 		q.giveUpWaits()
 		return
 	}
@@ -485,6 +527,9 @@ func (q *Queue) persist(all bool) {
 		}
 		q.mu.Unlock()
 		if len(puts) == 0 && !q.forgettable(all, below, stale > 0, now) {
+			if s.failing.Load() && !all {
+				q.tryFile(now)
+			}
 			return
 		}
 		more, err := q.write(below, q.takeStale(below), puts)
@@ -495,7 +540,9 @@ func (q *Queue) persist(all bool) {
 			q.giveUpWaits()
 			return
 		}
-		q.fileWorked()
+		if len(puts) > 0 || s.short == 0 { // a full disk takes what only deletes
+			q.fileWorked()
+		}
 		if s.first, s.end = below, max(s.end, upTo); more {
 			s.first = 0
 		}
@@ -562,7 +609,7 @@ func (q *Queue) unwritten() (n int64) {
 // forgettable reports whether it is time to delete what is done from the file.
 func (q *Queue) forgettable(all bool, below uint64, stale bool, now time.Time) bool {
 	s := q.store
-	if (s.end <= s.first || below <= s.first) && !stale {
+	if (!s.holds() || below <= s.first) && !stale {
 		return false
 	}
 	if !s.dirty {
@@ -592,35 +639,36 @@ func (q *Queue) takeStale(from uint64) []uint64 {
 
 // write opens the file if it must, and commits.
 func (q *Queue) write(below uint64, gone []uint64, puts []put) (more bool, err error) {
+	if err := q.store.open(); err != nil {
+		return false, err
+	}
+	return q.store.file.commit(below, gone, puts)
+}
+
+// tryFile finds out whether a file that took nothing does now, while there is
+// nothing to write: else its alarm would stand until the next outage. It comes as
+// seldom as every try does.
+func (q *Queue) tryFile(now time.Time) {
 	s := q.store
-	if s.file != nil && s.file.readOnly {
-		// To open it means to read all of it: not as long as it is of no use.
-		if err := unix.Access(s.path, unix.W_OK); err != nil {
-			return false, fmt.Errorf("write %s: %w", s.path, err)
-		}
+	err := s.open()
+	if err == nil {
+		err = s.file.try(s.short)
 	}
-	if s.file == nil || s.file.readOnly {
-		err := s.reopen()
-		if errors.Is(err, fs.ErrNotExist) {
-			if len(puts) == 0 {
-				return false, nil
-			}
-			var f *file
-			if f, err = createFile(s.path, &s.ledger); err == nil {
-				s.use(f)
-			}
-		}
-		if err != nil {
-			return false, err
-		}
+	if err != nil {
+		q.writeFailed(now, err, 0)
+		return
 	}
-	return s.file.commit(below, gone, puts)
+	q.fileWorked()
 }
 
 // writeFailed deals with a commit of so many bytes that failed, and reports
 // whether to try again at once.
 func (q *Queue) writeFailed(now time.Time, err error, bytes int64) (again bool) {
 	s := q.store
+	if errors.Is(err, errTaken) {
+		q.forgetFile()
+		return true
+	}
 	if !errors.Is(err, ErrCorrupt) && s.file != nil && !s.file.readOnly {
 		// bbolt may hold half of what failed in its own books: it begins anew.
 		switch rerr := s.reopen(); {
@@ -631,8 +679,10 @@ func (q *Queue) writeFailed(now time.Time, err error, bytes int64) (again bool) 
 		}
 	}
 	if errors.Is(err, ErrCorrupt) {
-		q.setAside(err)
-		return !s.off
+		return q.setAside(err) == nil
+	}
+	if noSpace(err) {
+		s.short = max(s.short, min(bytes, roomMost))
 	}
 	q.fileFailed(now, err)
 	return false
@@ -667,7 +717,7 @@ func (q *Queue) makeSpace(bytes int64) bool {
 }
 
 // mend looks at the file after it could not be read, and reports whether it can
-// be used again.
+// be read now, or what was in it is known to be lost.
 func (q *Queue) mend(now time.Time) bool {
 	s := q.store
 	switch err := s.reopen(); {
@@ -675,15 +725,14 @@ func (q *Queue) mend(now time.Time) bool {
 	case errors.Is(err, fs.ErrNotExist): // somebody took it away
 		q.forgetFile()
 	case errors.Is(err, ErrCorrupt):
-		q.setAside(err)
-		if s.off {
+		if q.setAside(err) != nil {
 			return false
 		}
 	default:
 		q.fileFailed(now, err)
 		return false
 	}
-	q.fileWorked()
+	s.unreadable.Store(false)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.pos, q.live = 0, 0 // what was passed over comes now
@@ -691,18 +740,23 @@ func (q *Queue) mend(now time.Time) bool {
 	return true
 }
 
-// setAside gets a damaged file out of the way; what was in it is lost.
-func (q *Queue) setAside(err error) {
+// setAside gets a damaged file out of the way; what was in it is lost. If that
+// fails, as it does on a disk that is read-only, the file takes nothing, and is
+// put aside at a later try.
+func (q *Queue) setAside(err error) error {
 	s := q.store
 	s.use(nil)
-	if aside, rerr := putAside(s.path); rerr != nil {
-		s.off = true
-		q.fileFailed(time.Now(), errors.Join(err, fmt.Errorf("put aside: %w", rerr)))
-	} else {
-		s.log.Error("queue file is damaged and was put aside, going on with an empty one", "err", err, "file", aside)
-		q.tell(Event{Kind: PutAside, Reason: err.Error(), File: aside})
+	aside, rerr := putAside(s.path)
+	if rerr != nil {
+		err = errors.Join(err, fmt.Errorf("put aside: %w", rerr))
+		q.forgetFile()
+		q.fileFailed(time.Now(), err)
+		return err
 	}
+	s.log.Error("queue file is damaged and was put aside, going on with an empty one", "err", err, "file", aside)
+	q.tell(Event{Kind: PutAside, Reason: err.Error(), File: aside})
 	q.forgetFile()
+	return nil
 }
 
 // forgetFile counts what was in the file only as lost; what is in memory too

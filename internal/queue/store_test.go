@@ -57,6 +57,7 @@ func startWith(t testing.TB, dir string, cfg config.Queue, b bounds) *running {
 		t.Fatal(err)
 	}
 	q.bounds = b
+	q.OnEvent = func(e Event) { fmt.Fprintf(r.log, "event %s over=%t\n", e.Kind, e.Over) }
 	r.Queue = q
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
