@@ -257,6 +257,7 @@ func (b *Bus) Run(ctx context.Context) error {
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var owed instant // when what is on its way has ended at the latest
 	for ctx.Err() == nil {
 		b.admit()
 		now := b.now()
@@ -274,10 +275,13 @@ func (b *Bus) Run(ctx context.Context) error {
 				b.finish(ctx, o)
 			default:
 			}
-			b.limit.Store(int64(b.doneBy(now, o)))
+			owed = max(owed, b.doneBy(now, o))
+			b.limit.Store(int64(owed))
 			continue
 		}
-		if b.out == 0 {
+		if b.out > 0 {
+			b.limit.Store(int64(owed))
+		} else {
 			b.limit.Store(int64(wake))
 		}
 		var alarm <-chan time.Time
@@ -552,7 +556,8 @@ func (b *Bus) finish(ctx context.Context, o *op) {
 	b.out--
 	d := o.d
 	now := o.ended.Sub(b.start)
-	b.admit() // a write that came meanwhile fences what was read before it
+	b.limit.Store(int64(now)) // what follows waits for nothing
+	b.admit()                 // a write that came meanwhile fences what was read before it
 	stopping := ctx.Err() != nil && !isAnswer(o.err)
 	switch {
 	case stopping:

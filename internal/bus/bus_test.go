@@ -3,8 +3,10 @@ package bus
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -553,4 +555,29 @@ func TestOverdue(t *testing.T) {
 		time.Sleep(time.Hour)
 		synctest.Wait()
 	})
+}
+
+// What takes the samples, or the news of a device, holds the bus up: that shows
+// at once, not when a device could have answered at the latest.
+func TestOverdueWhileEmitting(t *testing.T) {
+	for _, inFlight := range []int{1, 4} {
+		bubble(t, func(t *testing.T) {
+			hold := make(chan struct{})
+			b := New(tcpBus(inFlight), []config.Device{dev("a", 1, registers(0, 1, 60*second)...)}, newWire(1), func([]point.Sample) { <-hold }, slog.New(slog.DiscardHandler))
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { _ = b.Run(ctx) })
+			time.Sleep(20 * time.Second)
+			if d := b.Overdue(); d < 15*time.Second {
+				t.Errorf("in_flight %d: overdue by %v after 20s", inFlight, d)
+			}
+			close(hold)
+			time.Sleep(time.Minute)
+			if d := b.Overdue(); d != 0 {
+				t.Errorf("in_flight %d: overdue by %v after it went on", inFlight, d)
+			}
+			stop()
+			running.Wait()
+		})
+	}
 }

@@ -39,6 +39,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"fieldgate/internal/health"
 )
 
 // Epoch is before every moment at which Fieldgate can have run with its clock
@@ -99,6 +101,7 @@ type Clock struct {
 	news chan struct{} // holds one token when the state has changed
 	ask  atomic.Int64  // no question to Vouch before this moment, in ns since origin
 	seen atomic.Int64  // zero by the last reading, believed or not
+	beat health.Beat   // of Run
 
 	mu sync.Mutex // for the change of all three
 }

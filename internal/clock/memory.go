@@ -76,7 +76,9 @@ func (c *Clock) First() uint64 { return c.number }
 // write.
 func (c *Clock) Run(ctx context.Context) error {
 	failed := false
+	defer c.beat.Stops()
 	for last := false; ; {
+		c.beat.Works()
 		if err := c.remember(); err != nil && !failed {
 			failed = true
 			c.log.Warn("what is known of the clock cannot be written", "err", err)
@@ -84,6 +86,7 @@ func (c *Clock) Run(ctx context.Context) error {
 		if last {
 			return nil
 		}
+		c.beat.Waits()
 		select {
 		case <-c.news:
 		case <-ctx.Done():
@@ -96,6 +99,10 @@ func (c *Clock) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// Overdue returns for how long Run has been owing its next step; more than some
+// seconds means that the disk takes its time, or hangs.
+func (c *Clock) Overdue() time.Duration { return c.beat.Overdue() }
 
 // remember writes the file anew: under another name, so that a power cut leaves
 // the old one or the new one.

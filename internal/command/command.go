@@ -51,6 +51,7 @@ import (
 	"fieldgate/internal/audit"
 	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
+	"fieldgate/internal/health"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
@@ -221,6 +222,8 @@ type Desk struct {
 	writing  map[*writeUnderWay]bool
 
 	count counters
+
+	beat, watching health.Beat // of Run and of watch
 }
 
 type counters struct {
@@ -300,15 +303,20 @@ func (d *Desk) Run(ctx context.Context) error {
 	grace, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	var work sync.WaitGroup
+	d.beat.Works()
+	defer d.beat.Stops()
 	d.answerOrphans(grace)
 	work.Go(func() { d.watch(ctx, grace, &work) }) // ends with ctx
 	for ctx.Err() == nil {
+		d.beat.Waits()
 		select {
 		case f := <-d.inbox:
+			d.beat.Works()
 			work.Go(func() { f(ctx, grace) }) // ends when the order has, or with grace
 		case <-ctx.Done():
 		}
 	}
+	d.beat.Rests(stopGrace)
 	d.mu.Lock()
 	d.stopped = true
 	d.mu.Unlock()
@@ -325,6 +333,10 @@ func (d *Desk) Run(ctx context.Context) error {
 	d.ended.Store(true)
 	return nil
 }
+
+// Overdue returns for how long Run has been owing its next step; more than some
+// seconds means that it hangs. What an order waits for is another part's.
+func (d *Desk) Overdue() time.Duration { return max(d.beat.Overdue(), d.watching.Overdue()) }
 
 // Do does what o asks for and returns what became of it. When ctx ends before
 // the write was sent, nothing is written; when it ends later, the outcome is

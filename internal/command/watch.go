@@ -78,7 +78,9 @@ func (d *Desk) watch(ctx, grace context.Context, work *sync.WaitGroup) {
 	}
 	away := make(map[string]time.Time) // uplinks, since when
 	var looked time.Time
+	defer d.watching.Stops()
 	for {
+		d.watching.Works()
 		now := time.Now()
 		wake := now.Add(lossTick)
 		if len(d.losses) > 0 && now.Sub(looked) >= lossTick {
@@ -90,6 +92,7 @@ func (d *Desk) watch(ctx, grace context.Context, work *sync.WaitGroup) {
 				wake = next
 			}
 		}
+		d.watching.Rests(lossTick)
 		if !sleep(ctx, max(time.Until(wake), time.Millisecond)) {
 			return
 		}

@@ -25,6 +25,18 @@ func opened(t *testing.T, text string) *Gateway {
 // openedIn is opened with a data directory.
 func openedIn(t *testing.T, dir, text string) *Gateway {
 	t.Helper()
+	g := toRun(t, dir, text)
+	t.Cleanup(func() {
+		if err := g.abandon(); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+// toRun returns a gateway that the test has to run.
+func toRun(t *testing.T, dir, text string) *Gateway {
+	t.Helper()
 	cfg, err := config.LoadBytes("f", []byte(text))
 	if err != nil {
 		t.Fatal(err)
@@ -33,11 +45,6 @@ func openedIn(t *testing.T, dir, text string) *Gateway {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := g.abandon(); err != nil {
-			t.Error(err)
-		}
-	})
 	return g
 }
 

@@ -10,37 +10,89 @@ import (
 	"fieldgate/internal/bus"
 )
 
-// stuckAfter is how long a part may owe its next step until it counts as stuck.
-// A disk may take its time with a queue's file.
+// stuckAfter is how long a part may owe its next step until it counts as stuck;
+// stuckSlow the same of one whose step a disk, a port or a network may hold up.
 const (
 	stuckAfter = 15 * time.Second
-	stuckDisk  = 2 * time.Minute
+	stuckSlow  = 2 * time.Minute
 )
+
+// moving is a part that shows that it moves.
+type moving struct {
+	name  string
+	part  interface{ Overdue() time.Duration }
+	limit time.Duration
+}
+
+// moving returns the parts whose loops might get stuck. One that is told to do
+// something by others alone, as the audit log and the bridges are, is not among
+// them: who waits for it has a limit.
+func (g *Gateway) moving() []moving {
+	all := []moving{
+		{"clock", g.clock, stuckSlow},
+		{"publish", g.publish, stuckAfter},
+		{"status", &g.herald.beat, stuckSlow},
+		{"alarms", &g.siren.beat, stuckSlow},
+		{"virtual", g.plant.virtual, stuckSlow},
+	}
+	for _, w := range g.wires {
+		all = append(all, moving{"bus " + w.name, w.bus, stuckAfter}, moving{"line " + w.name, w.line, stuckSlow})
+	}
+	for _, w := range g.ways {
+		all = append(all, moving{"queue " + w.name, w.queue, stuckSlow}, moving{"uplink " + w.name, w.uplink, stuckSlow})
+	}
+	if g.broker != nil {
+		all = append(all, moving{"broker", g.broker, stuckSlow})
+	}
+	if g.desk != nil {
+		all = append(all, moving{"commands", g.desk, stuckAfter})
+	}
+	for _, s := range g.servers {
+		all = append(all, moving{"server " + s.Name(), s, stuckSlow})
+	}
+	return all
+}
 
 // Healthy returns nil while every part of the gateway moves: what waits for a
 // device, a broker or a disk does; what has not come to its next step long after
 // it should have does not, and only a new start helps. The error names it. It
-// may be called while Run runs.
+// may be called while Run runs and never blocks.
 func (g *Gateway) Healthy() error {
 	var stuck []error
-	check := func(name string, overdue, limit time.Duration) {
-		if overdue > limit {
-			stuck = append(stuck, fmt.Errorf("%s has not moved for %v", name, overdue.Truncate(time.Second)))
+	for _, m := range g.moving() {
+		if owes := m.part.Overdue(); owes > m.limit {
+			stuck = append(stuck, fmt.Errorf("%s has not moved for %v", m.name, owes.Truncate(time.Second)))
 		}
 	}
-	for _, w := range g.wires {
-		check("bus "+w.name, w.bus.Overdue(), stuckAfter)
-	}
-	check("publish", g.publish.Overdue(), stuckAfter)
-	for _, w := range g.ways {
-		check("queue "+w.name, w.queue.Overdue(), stuckDisk)
-	}
-	if g.broker != nil {
-		check("broker", g.broker.Overdue(), stuckDisk)
-	}
-	check("status", g.herald.beat.Overdue(), stuckDisk)
-	check("alarms", g.siren.beat.Overdue(), stuckDisk)
 	return errors.Join(stuck...)
+}
+
+// Summary says in a line how the gateway stands: buses that have a wire, devices
+// that answer, uplinks that are connected, alarms that are raised. It may be
+// called while Run runs.
+func (g *Gateway) Summary() string {
+	var wires, devices, answer, up int
+	for _, w := range g.wires {
+		s := w.bus.Status()
+		if s.Connected {
+			wires++
+		}
+		for _, d := range s.Devices {
+			if devices++; d.State == bus.Online {
+				answer++
+			}
+		}
+	}
+	for _, w := range g.ways {
+		if w.uplink.Connected() {
+			up++
+		}
+	}
+	text := fmt.Sprintf("%d/%d buses, %d/%d devices, %d/%d uplinks", wires, len(g.wires), answer, devices, up, len(g.ways))
+	if n := len(g.siren.status()); n > 0 {
+		text += fmt.Sprintf(", alarms: %d", n)
+	}
+	return text
 }
 
 // Ready returns nil once the configuration is at work and every device that is

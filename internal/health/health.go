@@ -18,8 +18,8 @@ var origin = time.Now()
 const never = math.MaxInt64
 
 // Beat is the beat of one loop. The zero value is that of a loop that has not
-// begun, which owes nothing. Only the loop itself may call Works, Rests and
-// Stops; Overdue is for everybody.
+// begun, which owes nothing. Only the loop itself may call Works, Rests, Waits
+// and Stops; Overdue is for everybody.
 type Beat struct {
 	due atomic.Int64 // ns since origin; 0: not begun
 }
@@ -31,6 +31,9 @@ func (b *Beat) Works() { b.due.Store(int64(time.Since(origin)) + 1) }
 func (b *Beat) Rests(limit time.Duration) {
 	b.due.Store(int64(time.Since(origin)+limit) + 1)
 }
+
+// Waits says that the loop waits for what may never come: a request, a client.
+func (b *Beat) Waits() { b.due.Store(never) }
 
 // Stops says that the loop has ended.
 func (b *Beat) Stops() { b.due.Store(never) }

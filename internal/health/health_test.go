@@ -23,6 +23,11 @@ func TestBeat(t *testing.T) {
 	if got := b.Overdue(); got < time.Minute {
 		t.Errorf("a loop that rests too long owes since %v", got)
 	}
+	b.Waits()
+	if got := b.Overdue(); got != 0 {
+		t.Errorf("a loop that waits owes since %v", got)
+	}
+	b.Works()
 	b.Stops()
 	if got := b.Overdue(); got != 0 {
 		t.Errorf("a loop that has ended owes since %v", got)

@@ -59,6 +59,7 @@ import (
 	"time"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/health"
 	"fieldgate/internal/modbus"
 )
 
@@ -77,6 +78,7 @@ type Line struct {
 	up    atomic.Bool  // state == stateUp, without the lock
 	doubt atomic.Bool  // news.doubted, likewise
 	hurry atomic.Int32 // urgent requests that wait for the wire
+	beat  health.Beat  // of Run; requests have limits of their own
 
 	mu      sync.Mutex
 	state   state
@@ -280,6 +282,7 @@ func (l *Line) Run(ctx context.Context) error {
 	o := l.opener()
 	defer o.close()
 	defer l.set(stateDown, errStopped)
+	defer l.beat.Stops()
 	dials := l.cfg.Kind != config.Listen // else the device does
 	wait := newBackoff(l.cfg.Kind)
 	for {
@@ -303,7 +306,9 @@ func (l *Line) Run(ctx context.Context) error {
 		if opened && !dials {
 			continue // the next connection may be waiting already
 		}
-		if !sleep(ctx, wait.next()) {
+		pause := wait.next()
+		l.beat.Rests(pause)
+		if !sleep(ctx, pause) {
 			return nil
 		}
 		if dials {
@@ -317,17 +322,25 @@ func (l *Line) Run(ctx context.Context) error {
 // have asked anything.
 func (l *Line) session(ctx context.Context, o opener) (opened, useful bool, err error) {
 	const lasted = 10 * time.Second
+	if l.cfg.Kind == config.Listen {
+		l.beat.Waits() // for the device
+	} else {
+		l.beat.Rests(l.cfg.ConnectTimeout)
+	}
 	w, err := o.open(ctx)
 	if err != nil {
 		return false, false, err
 	}
 	defer w.close()
+	l.beat.Rests(l.cfg.Settle)
 	began, answered := time.Now(), l.count.responses.Load()
 	if !sleep(ctx, l.cfg.Settle) {
 		return true, false, ctx.Err()
 	}
 	l.count.connects.Add(1)
+	l.beat.Waits() // for requests
 	err = l.share.serve(ctx, w)
+	l.beat.Works()
 	return true, l.count.responses.Load() != answered || time.Since(began) > lasted, err
 }
 
@@ -364,6 +377,11 @@ func (l *Line) down() error {
 	}
 	return fmt.Errorf("%w: lost again and again", modbus.ErrNotConnected)
 }
+
+// Overdue returns for how long Run has been owing its next step: opening or
+// closing the wire, or the pause before the next try. More than some seconds
+// means that the system hangs; a device that does not answer is no reason.
+func (l *Line) Overdue() time.Duration { return l.beat.Overdue() }
 
 // set changes the state and logs what is news about it; err is why the wire is
 // not open.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/health"
 	"fieldgate/internal/line"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/quick"
@@ -21,6 +22,7 @@ type Server struct {
 	log    *slog.Logger
 	l      net.Listener   // TCP
 	pc     net.PacketConn // UDP
+	beat   health.Beat    // of what takes clients
 }
 
 // How long a serial port that cannot be opened is left alone before the next
@@ -80,13 +82,14 @@ func (s *Server) Close() error {
 // Run answers until ctx ends, then returns nil. An error means that the socket
 // is broken. It may be called once.
 func (s *Server) Run(ctx context.Context) error {
+	defer s.beat.Stops()
 	switch {
 	case s.l != nil:
 		s.log.Info("modbus server listens", "address", s.l.Addr().String(), "points", len(s.cfg.Map))
-		return s.modbus.Serve(ctx, quickListener{s.l}, s.cfg.Framing)
+		return s.modbus.Serve(ctx, quickListener{s.l, &s.beat}, s.cfg.Framing)
 	case s.pc != nil:
 		s.log.Info("modbus server listens", "address", s.pc.LocalAddr().String(), "points", len(s.cfg.Map))
-		return s.modbus.ServeUDP(ctx, s.pc)
+		return s.modbus.ServeUDP(ctx, datagrams{s.pc, &s.beat})
 	}
 	s.runSerial(ctx)
 	return nil
@@ -98,16 +101,19 @@ func (s *Server) runSerial(ctx context.Context) {
 	bus := config.Bus{Name: s.cfg.Name, Kind: config.Serial, Address: s.cfg.Address, Framing: s.cfg.Framing, Mode: s.cfg.Mode, RS485: s.cfg.RS485}
 	wait, told := reopenFirst, ""
 	for ctx.Err() == nil {
+		s.beat.Works()
 		port, err := line.OpenPort(bus, s.log)
 		if err == nil {
 			s.log.Info("modbus server listens", "address", s.cfg.Name, "mode", s.cfg.Mode.String(), "points", len(s.cfg.Map))
 			wait, told = reopenFirst, ""
+			s.beat.Waits() // for requests
 			err = s.modbus.ServeSerial(ctx, port, s.cfg.Framing, nil, s.cfg.Mode.CharTime())
 		}
 		if err != nil && err.Error() != told {
 			told = err.Error()
 			s.log.Warn("serial port not open", "address", s.cfg.Address, "err", err)
 		}
+		s.beat.Rests(wait)
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
@@ -115,6 +121,11 @@ func (s *Server) runSerial(ctx context.Context) {
 		wait = min(2*wait, reopenLast)
 	}
 }
+
+// Overdue returns for how long the server has been owing its next step: to wait
+// for the next client or datagram, or to open its port. What a request waits for
+// is another part's.
+func (s *Server) Overdue() time.Duration { return s.beat.Overdue() }
 
 // Stats is what a server saw.
 type Stats struct {
@@ -132,13 +143,31 @@ func (s *Server) Stats() Stats {
 }
 
 // quickListener makes the connections of clients cheap to use.
-type quickListener struct{ net.Listener }
+type quickListener struct {
+	net.Listener
+	beat *health.Beat
+}
 
 // Accept implements net.Listener.
 func (l quickListener) Accept() (net.Conn, error) {
+	l.beat.Waits()
 	c, err := l.Listener.Accept()
+	l.beat.Works()
 	if err != nil {
 		return nil, err
 	}
 	return quick.Conn(c), nil
+}
+
+// datagrams notes when the next one is waited for.
+type datagrams struct {
+	net.PacketConn
+	beat *health.Beat
+}
+
+// ReadFrom implements net.PacketConn.
+func (d datagrams) ReadFrom(p []byte) (int, net.Addr, error) {
+	d.beat.Waits()
+	defer d.beat.Works()
+	return d.PacketConn.ReadFrom(p)
 }

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/health"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/queue"
 )
@@ -91,6 +92,8 @@ type Uplink struct {
 
 	acked, refused, connects atomic.Uint64
 
+	beat, sending health.Beat // of Run and of pump
+
 	mu           sync.Mutex
 	status       Status
 	unsubscribed []Unsubscribed
@@ -128,7 +131,9 @@ func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, subs []Sub
 // left in the queue, for at most five seconds, says that the gateway is
 // offline, disconnects and returns nil. Without a connection it returns at once.
 func (u *Uplink) Run(ctx context.Context) error {
+	defer u.beat.Stops()
 	for ctx.Err() == nil {
+		u.beat.Works()
 		u.setStatus(Status{Word: "Connecting"})
 		lasted, err := u.live(ctx)
 		if ctx.Err() != nil {
@@ -138,7 +143,9 @@ func (u *Uplink) Run(ctx context.Context) error {
 			continue
 		}
 		fault := u.failed(err, lasted)
-		wait := time.NewTimer(u.backoff.next(time.Now(), fault.Refused && !u.onItsWay(fault)))
+		pause := u.backoff.next(time.Now(), fault.Refused && !u.onItsWay(fault))
+		u.beat.Rests(pause)
+		wait := time.NewTimer(pause)
 		select {
 		case <-wait.C:
 		case <-ctx.Done():
@@ -148,6 +155,11 @@ func (u *Uplink) Run(ctx context.Context) error {
 	u.setStatus(Status{Word: "Stopped"})
 	return nil
 }
+
+// Overdue returns for how long the uplink has been owing its next step: what
+// waits for the network has its limits. Minutes mean that it hangs; a broker that
+// is away or does not answer is no reason.
+func (u *Uplink) Overdue() time.Duration { return max(u.beat.Overdue(), u.sending.Overdue()) }
 
 // onItsWay reports whether what looks like a refusal is more likely a broker
 // that is away: it has let us in before, and now the connection ends instead of
@@ -240,6 +252,7 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 	defer u.setConn(nil)
 	defer u.q.Rewind()
 	defer c.Close()
+	u.beat.Rests(time.Duration(1+len(u.subs)) * u.ackPatience)
 	// A command that the broker has for us is asked for before anything goes up,
 	// so that whoever reads our birth can rely on being heard.
 	if err := u.subscriber.all(ctx, c, u.ackPatience); err != nil {
@@ -284,6 +297,7 @@ func (u *Uplink) connect(ctx context.Context) (*Conn, string, error) {
 	var texts []string
 	worst := &Fault{}
 	for _, raw := range u.cfg.URLs {
+		u.beat.Rests(2 * max(u.cfg.ConnectTimeout, connectTimeout)) // to dial, and to greet
 		c, err := Connect(ctx, u.cfg, raw, o)
 		if err == nil {
 			return c, show(raw), nil
@@ -404,21 +418,25 @@ func (u *Uplink) serve(ctx context.Context, c *Conn, files *files, calm time.Dur
 		last = u.pump(sending, c, hold)
 	}()
 
-	watch := time.NewTicker(u.ackPatience / 4)
+	look := u.ackPatience / 4
+	watch := time.NewTicker(look)
 	defer watch.Stop()
-	health := time.NewTimer(healthy)
-	defer health.Stop()
+	proof := time.NewTimer(healthy)
+	defer proof.Stop()
 	stopping := ctx.Done()
 	var deadline <-chan time.Time
 	var idle <-chan struct{} // what stopping waits for: first the sender, then the window
 	renewing := false
+	defer u.beat.Works()
 	for {
+		u.beat.Rests(look)
 		select {
 		case <-c.Lost():
+			u.beat.Works()
 			cancel()
 			<-pumped
 			return last, c.Err()
-		case <-health.C:
+		case <-proof.C:
 			lasting()
 		case <-watch.C:
 			f := c.win.flight()
@@ -473,12 +491,15 @@ func rest(ctx context.Context, c *Conn, calm time.Duration) {
 // sent last if messages go one at a time.
 func (u *Uplink) pump(ctx context.Context, c *Conn, hold <-chan struct{}) (last queue.Entry) {
 	var written []uint64
+	defer u.sending.Stops()
 	for {
+		u.sending.Waits() // for the broker, then for messages
 		n, err := c.waitRoom()
 		if err != nil {
 			return last
 		}
 		entries, err := u.q.Next(ctx, n)
+		u.sending.Works()
 		if err != nil {
 			return last // ctx has ended and nothing is left, or the queue is closed
 		}
@@ -498,7 +519,9 @@ func (u *Uplink) pump(ctx context.Context, c *Conn, hold <-chan struct{}) (last 
 		if u.OnSend != nil {
 			u.OnSend(entries)
 		}
+		u.sending.Waits() // for the network, within its limits
 		written, err = c.sendAll(entries, written[:0])
+		u.sending.Works()
 		if len(written) > 0 {
 			u.acked.Add(uint64(len(written)))
 			_ = u.q.Done(written...) // fails only for a queue that is closed

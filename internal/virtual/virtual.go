@@ -23,6 +23,7 @@ import (
 	"fieldgate/internal/clock"
 	"fieldgate/internal/config"
 	"fieldgate/internal/flash"
+	"fieldgate/internal/health"
 	"fieldgate/internal/point"
 )
 
@@ -51,6 +52,8 @@ type Set struct {
 	ledger  flash.Ledger
 	fault   string    // why the file takes nothing; "" if it does
 	writeBy time.Time // when the file is to be written; zero: it is as it should be
+
+	beat health.Beat // of Run
 
 	// Clock judges the timestamps of messages. nil believes the machine's. It is
 	// to be set before Run.
@@ -245,6 +248,8 @@ func (s *Set) age(c *cell, now time.Time) {
 // longer counts, and keeps the file, until ctx ends. It returns nil once the
 // file is as it should be, or cannot be.
 func (s *Set) Run(ctx context.Context) error {
+	s.beat.Works()
+	defer s.beat.Stops()
 	s.mu.Lock()
 	s.begin()
 	s.mu.Unlock()
@@ -254,18 +259,26 @@ func (s *Set) Run(ctx context.Context) error {
 		next := s.step(time.Now())
 		if next < 0 {
 			timer.Stop()
+			s.beat.Waits()
 		} else {
 			timer.Reset(next)
+			s.beat.Rests(next)
 		}
 		select {
 		case <-ctx.Done():
+			s.beat.Works()
 			s.save(true)
 			return nil
 		case <-s.wake:
 		case <-timer.C:
 		}
+		s.beat.Works()
 	}
 }
+
+// Overdue returns for how long Run has been owing its next step: a disk may take
+// seconds, minutes mean that it hangs.
+func (s *Set) Overdue() time.Duration { return s.beat.Overdue() }
 
 // begin emits what each device holds, as a batch.
 func (s *Set) begin() {
