@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"time"
@@ -39,6 +40,7 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	if len(rest) > 0 {
 		return usagef("run takes no arguments, only options; \"fieldgate run -h\" explains it")
 	}
+	debug.SetTraceback("crash") // a panic ends by a signal: exit code 2 is a bad configuration
 	settleLater := quickStart()
 	cfg, topics, err := loadConfig(a)
 	if err != nil {
@@ -74,7 +76,8 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	var settling sync.WaitGroup
 	err = g.Run(ctx, func() {
 		notify.Ready("running")
-		settling.Go(func() { settleLater(ctx) }) // ends with ctx
+		settling.Go(func() { notify.Watch(ctx, g.Healthy, g.Summary) }) // ends with ctx
+		settling.Go(func() { settleLater(ctx) })                        // ends with ctx
 	})
 	stop()
 	settling.Wait()

@@ -1,24 +1,46 @@
 package systemd
 
 import (
-	"io"
+	"context"
+	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
-func TestNotifyReachesTheSocket(t *testing.T) {
+// manager is the socket of a service manager, named in the environment.
+func manager(t *testing.T) *net.UnixConn {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
+	t.Cleanup(func() { conn.Close() })
 	t.Setenv("NOTIFY_SOCKET", path)
+	return conn
+}
 
-	n := New(slog.New(slog.NewTextHandler(io.Discard, nil)))
+// told returns the next thing that the manager was told.
+func told(t *testing.T, conn *net.UnixConn) string {
+	t.Helper()
+	buf := make([]byte, 256)
+	n, err := conn.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(buf[:n])
+}
+
+func TestNotifyReachesTheSocket(t *testing.T) {
+	conn := manager(t)
+	n := New(slog.New(slog.DiscardHandler))
 	for _, step := range []struct {
 		do   func()
 		want string
@@ -28,20 +50,65 @@ func TestNotifyReachesTheSocket(t *testing.T) {
 		{n.Stopping, "STOPPING=1"},
 	} {
 		step.do()
-		buf := make([]byte, 256)
-		m, err := conn.Read(buf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := string(buf[:m]); got != step.want {
+		if got := told(t, conn); got != step.want {
 			t.Errorf("sent %q, want %q", got, step.want)
 		}
 	}
 }
 
+// What is stuck is not fed, and is said once in the log; what moves again is.
+func TestWatchdogIsFedByProgress(t *testing.T) {
+	conn := manager(t)
+	t.Setenv("WATCHDOG_PID", strconv.Itoa(os.Getpid()))
+	t.Setenv("WATCHDOG_USEC", "30000")
+	var stuck atomic.Bool
+	var log strings.Builder
+	n := New(slog.New(NewJournalHandler(&log, slog.LevelInfo)))
+	ctx, stop := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		n.Watch(ctx, func() error {
+			if stuck.Load() {
+				return errors.New("bus line1 has not moved for 20s")
+			}
+			return nil
+		}, func() string { return "2/2 buses" })
+	})
+	const fed = "WATCHDOG=1\nSTATUS=2/2 buses"
+	for range 3 {
+		if got := told(t, conn); got != fed {
+			t.Errorf("told %q, want %q", got, fed)
+		}
+	}
+	stuck.Store(true)
+	got := told(t, conn)
+	for got == fed { // on its way before
+		got = told(t, conn)
+	}
+	for range 3 {
+		if want := "STATUS=stuck: bus line1 has not moved for 20s"; got != want {
+			t.Errorf("told %q, want %q", got, want)
+		}
+		got = told(t, conn)
+	}
+	stuck.Store(false)
+	for got != fed {
+		got = told(t, conn)
+	}
+	stop()
+	watching.Wait()
+	want := "<3>msg=\"the watchdog is not fed any more\" err=\"bus line1 has not moved for 20s\"\n<6>msg=\"the watchdog is fed again\"\n"
+	if log.String() != want {
+		t.Errorf("logged\n%swant\n%s", log.String(), want)
+	}
+}
+
 func TestOutsideSystemdNothingHappens(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
-	New(slog.New(slog.NewTextHandler(io.Discard, nil))).Ready("fine")
+	t.Setenv("WATCHDOG_USEC", "")
+	n := New(slog.New(slog.DiscardHandler))
+	n.Ready("fine")
+	n.Watch(t.Context(), nil, nil) // returns
 }
 
 func TestJournalLinesCarryPriority(t *testing.T) {
