@@ -228,6 +228,9 @@ func (c *commander) judge(t *testing.T, written map[uint16]int, dir string) {
 }
 
 // killCommands kills the gateway at random moments while commands come.
+//
+// Each start reads what is recorded, and each command has a value of its own in
+// 16 bits: some hundred kills are better several runs.
 func killCommands(t *testing.T, rounds int) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -250,7 +253,10 @@ func killCommands(t *testing.T, rounds int) {
 		dice := rand.New(rand.NewPCG(rng.Uint64(), 0))
 		sending.Go(func() { c.send(ctx, url, dice, 2*time.Millisecond) }) // ends with ctx
 		// The moments are the point of the test. It takes a while to connect.
-		for c.sent() == 0 {
+		for before, began := c.sent(), time.Now(); c.sent() == before; {
+			if time.Since(began) > patience {
+				t.Fatalf("nothing could be sent for %v", patience)
+			}
 			time.Sleep(time.Millisecond)
 		}
 		time.Sleep(300*time.Millisecond + time.Duration(rng.IntN(300))*time.Millisecond)
