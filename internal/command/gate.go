@@ -92,6 +92,9 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 	case key != "" && len(d.ids) >= maxIDs && !j.emergency:
 		return nil, d.refuse(j, refusal(busy+"%d ids are remembered already (duplicate_window)", len(d.ids)))
 	}
+	if r := d.checkLock(j); r.Status != "" {
+		return nil, d.refuseKnown(key, j, r, now)
+	}
 	if r := d.checkPace(j, now); r.Status != "" {
 		return nil, d.refuseKnown(key, j, r, now)
 	}

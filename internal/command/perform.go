@@ -167,7 +167,7 @@ func (d *Desk) retry(ctx, grace context.Context, j *job, out Outcome, err error)
 // has said that there is no such register, or that it does not take the value,
 // says so again.
 func refusable(err error) bool {
-	if errors.Is(err, errOvertaken) {
+	if errors.Is(err, errOvertaken) || errors.Is(err, errLocked) {
 		return false
 	}
 	for _, e := range []modbus.Exception{modbus.IllegalFunction, modbus.IllegalDataAddress, modbus.IllegalDataValue} {
@@ -201,6 +201,11 @@ func (d *Desk) writeOne(ctx context.Context, j *job, c *checked, fresh bool) (Ou
 	limit, cancel := context.WithTimeout(ctx, writeLimit)
 	defer cancel()
 	if !j.emergency {
+		if why := d.locked(p.ID); why != "" { // since it was let through
+			d.unspend(c.place, time.Now())
+			out.Status, out.Reason = Rejected, "not written: "+why
+			return out, errLocked
+		}
 		handed, done, ok := d.handOver(limit, j, c.place.device.Name)
 		defer done()
 		if limit = handed; !ok {
@@ -379,7 +384,7 @@ func (d *Desk) writeAll(ctx context.Context, j *job) Result {
 			d.unspend(j.writes[k].place, time.Now())
 			r.Writes = append(r.Writes, Outcome{Point: j.writes[k].place.point.ID, Status: Rejected, Value: j.writes[k].expect, Reason: "not written, because one before it failed"})
 		}
-		if !j.order.Stop && !errors.Is(err, errOvertaken) {
+		if !j.order.Stop && !errors.Is(err, errOvertaken) && !errors.Is(err, errLocked) {
 			d.restore(ctx, j, &r, before, i)
 		}
 		return r

@@ -131,7 +131,7 @@ func (d *Desk) watchLosses(ctx, grace context.Context, now time.Time, away map[s
 			l.done, l.next = false, time.Time{}
 			continue
 		}
-		if l.done || now.Before(l.next) {
+		if l.done || now.Before(l.next) || d.locked(l.place.point.ID) != "" {
 			continue
 		}
 		l.next = now.Add(24 * time.Hour) // until the outcome is there
@@ -171,6 +171,9 @@ func (d *Desk) reassertDue(ctx, grace context.Context, p *place, now time.Time, 
 		*h = holding{}
 		return time.Time{}
 	case h.busy || now.Before(h.next):
+		return h.next
+	case d.locked(p.point.ID) != "":
+		h.next = now.Add(p.point.Write.Reassert)
 		return h.next
 	}
 	budget := p.point.Write.Budget
@@ -221,7 +224,7 @@ func (d *Desk) reassert(ctx, grace context.Context, p *place, t *turn, value poi
 	}
 	j := &job{order: Order{By: byReassert, Via: viaGateway}, received: time.Now(), serial: serial}
 	out, err := d.writeOne(grace, j, &c, true)
-	if out.Reason == unchanged || errors.Is(err, errOvertaken) {
+	if out.Reason == unchanged || errors.Is(err, errOvertaken) || errors.Is(err, errLocked) {
 		return
 	}
 	d.note(j.result(out, reasserted))

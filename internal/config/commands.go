@@ -77,6 +77,7 @@ type CommandRules struct {
 	DuplicateWindow time.Duration // how long an id is remembered
 	NeedID          bool
 	LossAfter       time.Duration // how long an uplink is away before it counts as lost
+	Lock            point.ID      // while it is on, nothing but emergencies is written; "": there is none
 }
 
 // Setting is a value that a device is given whenever it comes back.
@@ -134,6 +135,7 @@ func newCommandRules(t *tables) value[CommandRules] {
 		key("duplicate_window", func(c *CommandRules) *time.Duration { return &c.DuplicateWindow }, duration(time.Second, 30*24*time.Hour), "How long an id is remembered: a second message with it gets the first one's answer and does nothing.").def("10m"),
 		key("need_id", func(c *CommandRules) *bool { return &c.NeedID }, boolean(), "Refuse messages without an id.").def("false"),
 		key("loss_after", func(c *CommandRules) *time.Duration { return &c.LossAfter }, duration(time.Second, maxWait), "How long an uplink must be away before it counts as lost (on_uplink_loss of a point).").def("30s"),
+		key("lock", func(c *CommandRules) *point.ID { return &c.Lock }, lockPoint(), "A point, such as a key switch on an input: while it is on, or cannot be read, every write but an emergency is refused. Default: none.").aka("local_lock", "interlock"),
 	).value(t, "command_rules")
 }
 

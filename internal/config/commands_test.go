@@ -86,6 +86,8 @@ func TestCommandFaults(t *testing.T) {
 	}
 	for _, row := range [][2]string{
 		{"commands: []\n", "is an empty list"},
+		{"command_rules: { lock: boiler.stopp }\n", `command_rules.lock: there is no point "boiler.stopp"; did you mean boiler.stop?`},
+		{"command_rules: { lock: all.speed }\n", `command_rules.lock: all.speed is not polled, so that nobody would notice the key being turned`},
 		{"command_rules: { retained: yes }\n", `"yes" is none of the words known here; known: refuse, restore`},
 	} {
 		if got := faults(t, commandPlant+row[0]); !strings.Contains(strings.Join(got, "\n"), row[1]) {
@@ -126,13 +128,13 @@ func TestUnaskedFaults(t *testing.T) {
 // What commands come to.
 func TestCommands(t *testing.T) {
 	cfg := load(t, commandPlant+`
-command_rules: { max_age: 1m, need_id: true, duplicate_window: 1h, loss_after: 5s }
+command_rules: { max_age: 1m, need_id: true, duplicate_window: 1h, loss_after: 5s, lock: boiler.temp }
 commands:
   - { topic: "{site}/{tag.area}/{device}/{point}", write: "{device}.{point}", from: cloud, ack: "acks/{device}/{point}" }
   - { topic: "line-{unit}/stop", match: STOP, write: { "*.stop": 1 }, ack: { topic: st, text: OK, stages: true }, from: local }
   - { topic: "x/{UnitID}/{Address}", structured: ["pump-*.*", "*.speed"], need_id: false, max_age: 0 }
 `)
-	if got := cfg.CommandRules; got != (CommandRules{MaxAge: time.Minute, DuplicateWindow: time.Hour, NeedID: true, LossAfter: 5 * time.Second}) {
+	if got := cfg.CommandRules; got != (CommandRules{MaxAge: time.Minute, DuplicateWindow: time.Hour, NeedID: true, LossAfter: 5 * time.Second, Lock: "boiler.temp"}) {
 		t.Errorf("%+v", got)
 	}
 	var targets []string

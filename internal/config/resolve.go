@@ -79,6 +79,7 @@ func (r *resolver) resolve() *Config {
 	r.sources()
 	r.section("publish", r.publish)
 	r.section("commands", r.commands)
+	r.section("command_rules", r.lock)
 	r.section("uplinks", r.bridgedCommands)
 	r.section("web", r.web)
 	r.cfg.Status = r.raw.status
