@@ -52,6 +52,7 @@ type peer struct {
 	unit    uint
 	timeout time.Duration
 	trace   bool
+	search  bool // silence is no news: most of what is asked for is not there
 }
 
 func (p *peer) flags(f *flags) {
@@ -84,6 +85,9 @@ func (p *peer) open(ctx context.Context, a *app, url string) (*wire, error) {
 		bus.Timeout = p.timeout
 	}
 	l := line.New(bus, slog.New(slog.DiscardHandler))
+	if p.search {
+		l.KeepSilent()
+	}
 	if p.trace {
 		l.SetTrace(func(dir byte, b []byte, at time.Time) {
 			fmt.Fprintf(a.stderr, "%s %c % x\n", at.Format("15:04:05.000"), dir, b)

@@ -46,7 +46,7 @@ exception included, is there, and is then asked who it is (functions 43/14 and
 
 An id that nobody has costs one --timeout. On a serial line a wrong baud rate or
 parity looks like an empty bus.`)
-	p := peer{unit: 1}
+	p := peer{unit: 1, search: true}
 	f.DurationVar(&p.timeout, "timeout", 300*time.Millisecond, "`TIME` to wait for an answer")
 	f.BoolVar(&p.trace, "trace", false, "show the bytes on the wire, on standard error")
 	pause := f.Duration("pause", 20*time.Millisecond, "`TIME` between two requests")
@@ -173,7 +173,7 @@ those with their values, then a device for the configuration.
 
 With a type of several registers COUNT still counts registers; they are then
 asked for in whole values.`)
-	var p peer
+	p := peer{search: true}
 	var l layout
 	p.flags(f)
 	l.flags(f)

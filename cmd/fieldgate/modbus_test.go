@@ -362,6 +362,41 @@ devices:
 	}
 }
 
+// TestModbusScanSilent: a search among many that say nothing keeps the connection
+// over which it asks them.
+func TestModbusScanSilent(t *testing.T) {
+	plant, err := simulate.LoadBytes("plant.yaml", []byte(`
+buses:
+  rtu: { tcp: "127.0.0.1:0", framing: rtu }
+  tcp: { tcp: "127.0.0.1:0" }
+devices:
+  "rtu-{unit}": { bus: rtu, unit: "1,9", points: &points { x: { at: holding 0 } } }
+  "tcp-{unit}": { bus: tcp, unit: "1,9", points: *points }
+  "dead-{unit}": { bus: tcp, unit: 2-8, points: *points, faults: [ { fault: silent } ] }
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := plant.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- plant.Run(ctx) }() // ends with cancel
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	for _, url := range []string{"rtu+tcp://" + plant.Bus("rtu").Addr(), "tcp://" + plant.Bus("tcp").Addr(), "tcp://" + plant.Bus("tcp").Addr() + "?in_flight=2"} {
+		out, errs, code := inProcess([]string{"modbus", "scan", "units", url, "1-9", "--timeout", "50ms", "--pause", "0s"})
+		if code != 0 || !strings.Contains(out, "unit 1  ok") || !strings.Contains(out, "unit 9  ok") {
+			t.Errorf("%s: exit code %d\n%s%s", url, code, out, errs)
+		}
+	}
+}
+
 // TestModbusLibmodbus speaks to a server that is not ours.
 func TestModbusLibmodbus(t *testing.T) {
 	server := filepath.Join(t.TempDir(), "server")

@@ -74,6 +74,7 @@ type Line struct {
 
 	share share
 	turns *turns // RTU and ASCII: is share; else nil
+	keep  bool   // KeepSilent
 
 	up    atomic.Bool  // state == stateUp, without the lock
 	doubt atomic.Bool  // news.doubted, likewise
@@ -237,6 +238,11 @@ func (l *Line) Stats() Stats {
 	}
 	return s
 }
+
+// KeepSilent makes l keep a TCP connection that nothing comes over, which it
+// would make anew after mostSilent requests: for a search among units and
+// registers most of which are not there. Call it before Run and Do.
+func (l *Line) KeepSilent() { l.keep = true }
 
 // Addr returns the address that devices dial in to, nil on other kinds of bus
 // and before Run listens.

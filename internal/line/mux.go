@@ -299,7 +299,7 @@ func (m *mux) expire(s *slot, timeout time.Duration) (more time.Duration) {
 	m.slip()
 	m.settle()
 	m.silent++
-	if m.silent >= mostSilent && m.wire != nil && !m.wire.datagrams && m.line.cfg.Kind != config.Listen {
+	if m.silent >= mostSilent && m.wire != nil && !m.wire.datagrams && m.line.cfg.Kind != config.Listen && !m.line.keep {
 		m.drop(m.wire, tooSilent(m.silent))
 	}
 	return 0

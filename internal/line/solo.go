@@ -222,7 +222,7 @@ func (s *solo) nothing(unit modbus.UnitID, req modbus.PDU, timeout time.Duration
 	s.missing.add(s.tx, unit, req, timeout)
 	s.line.count.timeouts.Add(1)
 	s.silent++
-	if s.silent >= mostSilent && s.line.cfg.Kind == config.TCP {
+	if s.silent >= mostSilent && s.line.cfg.Kind == config.TCP && !s.line.keep {
 		_ = s.lose(tooSilent(s.silent))
 	}
 	return noResponse(timeout)

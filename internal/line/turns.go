@@ -756,7 +756,7 @@ func (t *turns) failed(j *job, q *question, buf []byte, s scan, sent time.Time) 
 		c.timeouts.Add(1)
 		err := noResponse(j.timeout)
 		t.silent++
-		if t.silent >= mostSilent && t.line.cfg.Kind == config.TCP {
+		if t.silent >= mostSilent && t.line.cfg.Kind == config.TCP && !t.line.keep {
 			return &lostError{tooSilent(t.silent), err}
 		}
 		return err
