@@ -320,10 +320,10 @@ func TestFaults(t *testing.T) {
 		{"other authority", "mqtts://" + secure, func(c *config.Uplink) { c.TLS.CA = other.CA }, StepTLS, "does not know"},
 		{"expired", "mqtts://" + oldAddr, func(c *config.Uplink) { c.TLS.CA = certs.CA }, StepTLS, "clock is outside of that; renew it, or set the clock"},
 		{"wrong host", "mqtts://" + foreignAddr, func(c *config.Uplink) { c.TLS.CA = certs.CA }, StepTLS, "is not for 127.0.0.1"},
-		{"no client certificate", "mqtts://" + mutualAddr, func(c *config.Uplink) { c.TLS.CA = certs.CA }, "", "client certificate"},
+		{"no client certificate", "mqtts://" + mutualAddr, func(c *config.Uplink) { c.TLS.CA = certs.CA }, StepTLS, "the broker wants a client certificate; give it"},
 		{"foreign client certificate", "mqtts://" + mutualAddr, func(c *config.Uplink) {
 			c.TLS.CA, c.TLS.Cert, c.TLS.Key = certs.CA, other.ClientCert, other.ClientKey
-		}, "", "our client certificate"},
+		}, StepTLS, "the broker does not accept our client certificate"},
 		{"no such ca file", "mqtts://" + secure, func(c *config.Uplink) { c.TLS.CA = "/no/such.pem" }, StepFiles, "tls.ca: open /no/such.pem"},
 		{"ca file of nonsense", "mqtts://" + secure, func(c *config.Uplink) { c.TLS.CA = file("ca.txt", "nonsense") }, StepFiles, "neither PEM nor DER"},
 		{"key for a ca", "mqtts://" + secure, func(c *config.Uplink) { c.TLS.CA = certs.ClientKey }, StepFiles, `a PEM block "EC PRIVATE KEY"`},

@@ -53,6 +53,9 @@ type wire struct {
 	lost chan struct{}
 }
 
+// lastWordsPatience is how long a wire whose first write failed is listened to.
+const lastWordsPatience = 100 * time.Millisecond
+
 // slowest is the speed in bytes per second at which a link still counts as alive.
 const slowest = 1024
 
@@ -135,9 +138,24 @@ func (w *wire) Write(p []byte) (int, error) {
 		n, err = w.Conn.Write(p)
 	}
 	if err != nil {
-		w.end(err)
+		w.end(w.lastWords(err))
 	}
 	return n, err
+}
+
+// lastWords returns why the other end closed the connection before it ever said
+// anything to us, if it says so now, else err. With TLS 1.3 a client certificate
+// is judged after the handshake; the alert that refuses it lies there unread while
+// CONNECT meets a connection that is closed already.
+func (w *wire) lastWords(err error) error {
+	if w.heard.Load() > 0 || !isHangup(err) {
+		return err
+	}
+	_ = w.Conn.SetReadDeadline(time.Now().Add(lastWordsPatience))
+	if _, said := w.in.Peek(1); alertOf(said) != "" {
+		return said
+	}
+	return err
 }
 
 // Read gives paho the bytes of packets that are well-formed and for it.
