@@ -158,6 +158,33 @@ func TestSteps(t *testing.T) {
 	}
 }
 
+// TestFirstSteps opens what a process leaves that ends when the first records of
+// all are there and the head does not name them yet.
+func TestFirstSteps(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	l := open(t, dir, Options{})
+	if err := os.Mkdir(file(dir, 1), 0o750); err != nil { // what is to have this name stays without
+		t.Fatal(err)
+	}
+	if _, err := l.Append(t.Context(), record(0)); !errors.Is(err, ErrNotRecorded) {
+		t.Fatalf("Append = %v", err)
+	}
+	path := filepath.Join(dir, folderName, headName)
+	head := load(t, path)
+	add(t, l, 0, 3)
+	shut(t, l)
+	save(t, path, head)
+	whole(t, dir)
+	l = open(t, dir, Options{})
+	add(t, l, 3, 4)
+	shut(t, l)
+	whole(t, dir)
+	if got, want := read(t, dir), append([]string{Unrecorded}, ids(0, 4)...); !slices.Equal(got, want) {
+		t.Errorf("Read: %q, want %q", got, want)
+	}
+}
+
 // image returns the files of a folder.
 func image(t *testing.T, dir string) map[string][]byte {
 	t.Helper()

@@ -141,7 +141,8 @@ func look(path string, held uint64) (e ending, size int64, err error) {
 
 // head is the file that names the last record. It is written in place after
 // each group of records, and not synced: it is never ahead of them, and behind
-// only after a power cut. Its lock says that the folder has a writer.
+// only after a power cut or a kill. Before the first record of all it names the
+// one before, which there is not. Its lock says that the folder has a writer.
 type head struct{ file *os.File }
 
 // headSize is the length of what head holds: a number, a space, a hash and the
@@ -184,7 +185,8 @@ func openHead(folder string) (h head, p place, was bool, err error) {
 	return head{f}, p, was, nil
 }
 
-// readHead returns what a head holds, the zero place if that is nothing.
+// readHead returns what a head holds, the zero place if that is nothing. The
+// head of a folder without records has a hash.
 func readHead(r io.ReaderAt) (place, error) {
 	var text [headSize]byte
 	if n, err := r.ReadAt(text[:], 0); err != nil && !errors.Is(err, io.EOF) {

@@ -303,6 +303,15 @@ func (l *Log) begin(data []byte, last place) error {
 	if err == nil {
 		err = f.Sync()
 	}
+	syncs := int64(3)
+	if l.last.seq == 0 {
+		// A process that ends before the head names these first records must
+		// not leave them looking as if the head were gone.
+		if err := l.head.write(l.last); err == nil {
+			_ = l.head.file.Sync()
+		}
+		syncs++
+	}
 	if err == nil {
 		err = os.Rename(path+temporary, path)
 	}
@@ -325,7 +334,7 @@ func (l *Log) begin(data []byte, last place) error {
 	if err := l.head.write(last); err == nil {
 		_ = l.head.file.Sync()
 	}
-	l.spent(0, l.good, 3)
+	l.spent(0, l.good, syncs)
 	return nil
 }
 
@@ -438,7 +447,7 @@ func (l *Log) load() error {
 	if err != nil {
 		return err
 	}
-	if !was || known.seq == 0 {
+	if !was || known.hash == "" {
 		note(Missing, "the file %s was missing or empty: whether records are missing at the end cannot be told", headName)
 	}
 	fresh := true

@@ -164,19 +164,26 @@ func (b Break) String() string {
 // files cannot be read; what is wrong in them is in the Report.
 func Verify(dir string) (Report, error) {
 	var v verifier
-	// The head is read first: the files are then as long or longer.
-	var err error
-	if v.known, err = peekHead(dir); err != nil {
-		return v.Report, err
-	}
-	if err := scan(dir, time.Time{}, v.step); err != nil {
-		return v.Report, err
+	for range 2 {
+		v = verifier{}
+		// The head is read first: the files are then as long or longer.
+		var err error
+		if v.known, err = peekHead(dir); err != nil {
+			return v.Report, err
+		}
+		if err := scan(dir, time.Time{}, v.step); err != nil {
+			return v.Report, err
+		}
+		if v.known.hash != "" || v.Records == 0 {
+			break
+		} // else the log may have begun since the head was read
 	}
 	v.end()
 	return v.Report, nil
 }
 
-// peekHead reads the head of a folder, the zero place if there is none.
+// peekHead reads the head of a folder, the zero place if there is none or
+// nothing in it.
 func peekHead(dir string) (place, error) {
 	f, err := os.Open(filepath.Join(dir, folderName, headName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -265,7 +272,7 @@ func (v *verifier) step(r Record, l line) error {
 func (v *verifier) end() {
 	head := line{file: headName}
 	switch {
-	case v.known.seq == 0 && v.Records > 0:
+	case v.known.hash == "" && v.Records > 0:
 		v.broken(head, 0, "is missing or empty: whether records are missing at the end cannot be told")
 	case v.known.seq > v.Last:
 		v.broken(head, v.known.seq, "was the last; %s missing at the end", spanOf(v.Last+1, v.known.seq))
