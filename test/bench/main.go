@@ -86,7 +86,7 @@ func run(ctx context.Context, out, only string) error {
 		return fmt.Errorf("%w; run make build first", err)
 	}
 	b := &bench{dir: dir, binary: binary}
-	for _, peer := range []string{"server", "poll", "load", "floor"} {
+	for _, peer := range []string{"server", "poll", "load", "floor", "answer"} {
 		if err := command("gcc", "-std=c11", "-O2", "-D_DEFAULT_SOURCE", "-o", filepath.Join(dir, peer),
 			"test/peers/"+peer+".c", "-I/usr/include/modbus", "-lmodbus"); err != nil {
 			return err

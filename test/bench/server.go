@@ -19,9 +19,12 @@ import (
 const serverAbout = `
 Requests a second to a Modbus TCP server with 10,000 holding registers: ours, in a gateway that polls those 10,000 registers once
 a second from a simulated device, a point each; and libmodbus's (test/peers/server.c), which has them in an array. The load is the
-same program for both (test/peers/load.c): each client reads 10 or 125 registers somewhere, takes the answer and asks again at once.
+same program for all (test/peers/load.c): each client reads 10 or 125 registers somewhere, takes the answer and asks again at once.
 Nine turns of a second each, one after the other; the ratio is the median of the turns'. The load, the server and the simulated
-device share the machine's processors. Processor time is that of the server's process a request.`
+device share the machine's processors. Processor time is that of the server's process a request. The floor is a program in C
+(test/peers/answer.c) that takes each request with one system call and answers it with another, the same whatever was asked, with
+one thread or two: no server on this machine gets further under this load, which itself needs as long for a request and has one
+of the processors.`
 
 const serverRegisters = 10_000
 
@@ -41,7 +44,6 @@ func serverConfig(device string, port int) string {
 }
 
 func benchServer(ctx context.Context, b *bench) ([]row, error) {
-	const turns = 9
 	p := &simulate.Plant{Buses: []*simulate.Bus{{
 		Name: "plc", Kind: config.TCP, Address: "127.0.0.1:0",
 		Devices: simulate.Devices{simulate.New(simulate.Settings{Name: "d", Unit: modbus.UnitID(1), Fill: true})},
@@ -77,58 +79,111 @@ func benchServer(ctx context.Context, b *bench) ([]row, error) {
 	if err := pause(ctx, 3*time.Second); err != nil { // every register was read
 		return nil, err
 	}
+	servers := []served{{"ours", ours, gw}, {"libmodbus", theirs, peer}}
+	for threads := 1; threads <= 2; threads++ {
+		port, err := freePort()
+		if err != nil {
+			return nil, err
+		}
+		p, err := start(nil, filepath.Join(b.dir, "answer"), strconv.Itoa(port), strconv.Itoa(threads))
+		if err != nil {
+			return nil, err
+		}
+		defer p.stop()
+		if err := dialled(port); err != nil {
+			return nil, err
+		}
+		servers = append(servers, served{fmt.Sprintf("the floor, threads: %d", threads), port, p})
+	}
 	var rows []row
-	for _, c := range []struct {
-		what           string
-		clients, count int
-		depth          int
-		target         float64
-	}{
+	for _, c := range []serverCase{
 		{"one client, 10 registers a read", 1, 10, 1, 0.9},
 		{"one client, 125 registers a read", 1, 125, 1, 0.9},
 		{"32 clients, 10 registers a read", 32, 10, 1, 2},
 		{"32 clients, 125 registers a read", 32, 125, 1, 0},
 		{"32 clients, 10 registers a read, 4 requests at once", 32, 10, 4, 2},
 	} {
-		var ratios, a, z []float64
-		var spent [2]time.Duration
-		var asked [2]float64
-		for range turns {
-			var rate [2]float64
-			for i, s := range []struct {
-				port int
-				p    *process
-			}{{ours, gw}, {theirs, peer}} {
-				before, err := s.p.cpu()
-				if err != nil {
-					return nil, err
-				}
-				n, seconds, err := b.load(ctx, s.port, c.clients, c.count, c.depth)
-				if err != nil {
-					return nil, fmt.Errorf("%s: %w", c.what, err)
-				}
-				after, err := s.p.cpu()
-				if err != nil {
-					return nil, err
-				}
-				rate[i] = n / seconds
-				spent[i] += after - before
-				asked[i] += n
-			}
-			ratios, a, z = append(ratios, rate[0]/rate[1]), append(a, rate[0]), append(z, rate[1])
+		among := servers
+		if c.clients == 1 || c.depth > 1 {
+			among = servers[:2] // nothing is missed there, and the floor takes one request at a time
 		}
-		slices.Sort(ratios)
-		slices.Sort(a)
-		slices.Sort(z)
-		ratio := ratios[turns/2]
-		r := row{what: c.what, measured: fmt.Sprintf("%.2f × (%.0f and %.0f requests/s, %.1f and %.1f µs each)", ratio, a[turns/2], z[turns/2],
-			spent[0].Seconds()*1e6/asked[0], spent[1].Seconds()*1e6/asked[1])}
-		if c.target > 0 {
+		fresh, err := b.compare(ctx, c, among)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, fresh...)
+	}
+	return rows, gw.alive()
+}
+
+// served is a server that is measured.
+type served struct {
+	what string
+	port int
+	p    *process
+}
+
+// serverCase is a load, and how much of libmodbus's rate ours shall reach; 0: it
+// is only measured.
+type serverCase struct {
+	what                  string
+	clients, count, depth int
+	target                float64
+}
+
+// compare puts the same load on each server in turns: ours, libmodbus's, which is
+// the measure, and others.
+func (b *bench) compare(ctx context.Context, c serverCase, servers []served) ([]row, error) {
+	const turns = 9
+	ratios, rates := make([][]float64, len(servers)), make([][]float64, len(servers))
+	spent, asked := make([]time.Duration, len(servers)), make([]float64, len(servers))
+	for turn := range turns {
+		for i, s := range servers {
+			before, err := s.p.cpu()
+			if err != nil {
+				return nil, err
+			}
+			n, seconds, err := b.load(ctx, s.port, c.clients, c.count, c.depth)
+			if err != nil {
+				return nil, fmt.Errorf("%s, %s: %w", c.what, s.what, err)
+			}
+			after, err := s.p.cpu()
+			if err != nil {
+				return nil, err
+			}
+			rates[i] = append(rates[i], n/seconds)
+			spent[i] += after - before
+			asked[i] += n
+		}
+		for i := range servers {
+			ratios[i] = append(ratios[i], rates[i][turn]/rates[1][turn])
+		}
+	}
+	each := func(i int) float64 { return spent[i].Seconds() * 1e6 / asked[i] }
+	var rows []row
+	for i, s := range servers {
+		if i == 1 {
+			continue
+		}
+		ratio := median(ratios[i])
+		r := row{what: c.what, measured: fmt.Sprintf("%.2f × (%.0f and %.0f requests/s, %.1f and %.1f µs each)",
+			ratio, median(rates[i]), median(rates[1]), each(i), each(1)), ok: true}
+		switch {
+		case i > 1:
+			r.what += ": " + s.what
+		case c.target > 0:
 			r.target, r.ok = fmt.Sprintf("≥ %.1f × libmodbus", c.target), ratio >= c.target
 		}
 		rows = append(rows, r)
 	}
-	return rows, gw.alive()
+	return rows, nil
+}
+
+// median returns the median of some figures.
+func median(of []float64) float64 {
+	of = slices.Clone(of)
+	slices.Sort(of)
+	return of[len(of)/2]
 }
 
 // load asks a server for a second and returns how many requests were answered.
