@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -28,7 +29,9 @@ import (
 	"fieldgate/internal/pipeline"
 	"fieldgate/internal/point"
 	"fieldgate/internal/publish"
+	"fieldgate/internal/regmap"
 	"fieldgate/internal/simulate"
+	"fieldgate/internal/virtual"
 )
 
 var update = flag.Bool("update", false, "write what was seen into the golden files")
@@ -115,7 +118,8 @@ func watchStalls() (longest func() time.Duration) {
 // story is the telling of one file. Its parts are
 //
 //	-- plant --      what simulate.Load reads; $dir is a folder of the test
-//	-- gateway --    what the gateway reads; $NAME is the address of a plant's bus
+//	-- gateway --    what the gateway reads; $NAME is the address of a plant's bus,
+//	                 $server a free one for a Modbus server
 //	-- story --      what is done, and below it what was seen
 //
 // What is done:
@@ -132,6 +136,7 @@ func watchStalls() (longest func() time.Duration) {
 //	do send TOPIC PAYLOAD      the broker upstream sends a message
 //	do retained TOPIC PAYLOAD  ... one that it has kept
 //	do local TOPIC PAYLOAD     someone on site publishes a message
+//	do plc UNIT PDU            a PLC asks our Modbus server, over TCP
 //	do stop                    the gateway stops as on SIGTERM
 //
 // What is seen:
@@ -139,6 +144,8 @@ func watchStalls() (longest func() time.Duration) {
 //	> 01 04 0000 0001 crc      bytes the gateway sent; MBAP: the transaction id
 //	                           first, or "id" where it does not matter
 //	< 01 04 02 00fe crc        bytes it received; crc means that it is right
+//	plc> 01 03 0000 0001       what a PLC sends, without the MBAP header
+//	plc< 01 03 02 00fe         what it gets
 //	state boiler online        a device's state, as of its state topic
 //	= ok                       the outcome of a read or a write
 //	pub plant/boiler/temp 25.4 q1
@@ -157,8 +164,10 @@ type story struct {
 	steady  bool
 	lines   []*line.Line
 	buses   *bus.Set
-	desk    *command.Desk // nil: there are no commands
-	stop    func()        // the gateway
+	desk    *command.Desk // nil: nothing can be written
+	virtual *virtual.Set
+	plc     net.Conn // to the first of our Modbus servers
+	stop    func()   // the gateway
 	outcome []string
 
 	mu       sync.Mutex
@@ -245,6 +254,7 @@ func (s *story) prepare(plantYAML, gatewayYAML string) {
 	for _, b := range s.plant.Buses {
 		gatewayYAML = strings.ReplaceAll(gatewayYAML, "$"+b.Name, b.Addr())
 	}
+	gatewayYAML = strings.ReplaceAll(gatewayYAML, "$server", fmt.Sprintf("127.0.0.1:%d", freePort(s.t)))
 	path := filepath.Join(s.dir, "fieldgate.yaml")
 	if err := os.WriteFile(path, []byte(gatewayYAML), 0o600); err != nil {
 		s.t.Fatal(err)
@@ -323,6 +333,8 @@ func (s *story) do(what string) (failed string) {
 		if err := s.plant.Device(id.Device()).Set(id.Name(), point.ParseValue(args[1])); err != nil {
 			s.t.Fatal(err)
 		}
+	case word == "plc" && len(args) >= 2:
+		return s.ask(args)
 	case (word == "send" || word == "retained" || word == "local") && len(args) >= 1:
 		topic, payload, _ := strings.Cut(rest, " ")
 		s.send(word, mqtt.Message{Topic: topic, Payload: []byte(payload), QoS: 1, Retain: word == "retained"})
@@ -339,6 +351,14 @@ func (s *story) send(how string, m mqtt.Message) {
 		from = mqtt.Origin{Via: config.Local, User: "operator", Client: "panel"}
 	}
 	from.Reply = s.answer
+	for _, topic := range s.virtual.Topics() {
+		if topic.Name == m.Topic && slices.Contains(topic.From, from.Via) {
+			s.virtual.Take(m.Topic, from.Via, m.Payload, m.Retain)
+		}
+	}
+	if s.desk == nil {
+		return
+	}
 	for _, sub := range s.desk.Subscriptions(from.Via) {
 		if sub.Filter.Match(m.Topic) {
 			sub.Handle(m, from)
@@ -356,7 +376,7 @@ func (s *story) answer(m mqtt.Message) {
 
 // openDesk makes the gate for commands. Its record is told when it is closed.
 func (s *story) openDesk(pipe *pipeline.Pipeline, log *slog.Logger) (finish func()) {
-	if len(s.cfg.Commands) == 0 {
+	if len(s.cfg.Commands)+len(s.cfg.Servers) == 0 {
 		return func() {}
 	}
 	records, err := audit.Open(s.dir, audit.Options{OnRecord: func(r audit.Record) {
@@ -369,7 +389,7 @@ func (s *story) openDesk(pipe *pipeline.Pipeline, log *slog.Logger) (finish func
 	}
 	s.desk = command.Open(s.dir, command.Options{
 		Devices: s.cfg.Devices, Commands: s.cfg.Commands, Rules: s.cfg.CommandRules,
-		Field: s.buses, Last: pipe.Last, Audit: records,
+		Field: s, Last: pipe.Last, Audit: records,
 	}, log)
 	ctx, end := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -391,7 +411,7 @@ func recordText(r audit.Record) string {
 			text += part[0] + part[1]
 		}
 	}
-	return since.ReplaceAllString(text, ", TIME ago")
+	return until.ReplaceAllString(since.ReplaceAllString(text, ", TIME ago"), ", next in TIME")
 }
 
 func (s *story) number(text string) int {
@@ -414,7 +434,8 @@ func (s *story) start() {
 		}
 	})
 
-	pipe := pipeline.New()
+	image := regmap.NewImage(s.cfg.Servers)
+	pipe := pipeline.New(image)
 	feed := pipe.Subscribe("publish", 1000)
 	sinks := make(map[string]mqtt.Sink)
 	for _, u := range s.cfg.Uplinks {
@@ -436,12 +457,16 @@ func (s *story) start() {
 		s.lines, buses = append(s.lines, l), append(buses, b)
 	}
 	s.buses = bus.NewSet(buses...)
+	s.virtual = virtual.New(s.cfg.Devices, s.dir, pipe.Emit, log)
 	closeDesk := s.openDesk(pipe, log)
+	closeServers := s.serve(image, buses, log)
 	for i, b := range buses {
 		field.Go(func() { _ = s.lines[i].Run(fieldCtx) }) // end with fieldCtx
 		field.Go(func() { _ = b.Run(fieldCtx) })
 	}
+	field.Go(func() { _ = s.virtual.Run(fieldCtx) })
 	s.stop = func() {
+		closeServers()
 		closeDesk()
 		endField()
 		field.Wait()
@@ -482,7 +507,7 @@ func (s *story) seen() {
 // what was seen does not depend on the moment it is told.
 func (s *story) pauses(do string) bool {
 	word, _, _ := strings.Cut(do, " ")
-	return word == "stop" || word == "await" || !s.steady && (word == "read" || word == "write")
+	return word == "stop" || word == "await" || word == "plc" || !s.steady && (word == "read" || word == "write")
 }
 
 // tellSeen returns what was seen up to the end of a step and not told before.
@@ -524,6 +549,7 @@ var (
 	seq   = regexp.MustCompile(`"seq":\d+`)
 	took  = regexp.MustCompile(`"ms":\d+`)
 	since = regexp.MustCompile(`, [0-9hms.]+ ago`)
+	until = regexp.MustCompile(`, next in [0-9hms.]+`)
 )
 
 // mask replaces what differs from run to run in a payload: times, and the number
@@ -532,6 +558,7 @@ func (s *story) mask(payload string) string {
 	payload = stamp.ReplaceAllString(payload, `"timestamp":"TIME"`)
 	payload = took.ReplaceAllString(payload, `"ms":MS`)
 	payload = since.ReplaceAllString(payload, `, TIME ago`)
+	payload = until.ReplaceAllString(payload, `, next in TIME`)
 	return seq.ReplaceAllStringFunc(payload, func(member string) string {
 		n := s.number(strings.TrimPrefix(member, `"seq":`))
 		if s.firstSeq == 0 {

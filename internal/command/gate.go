@@ -158,7 +158,10 @@ func (d *Desk) refuse(j *job, r Result) verdict {
 	rec.Event, rec.Status, rec.Reason, rec.Ms = audit.Refused, string(r.Status), r.Reason, r.Took.Milliseconds()
 	rec.ID, rec.By, rec.Via = j.order.ID, j.order.By, j.order.Via
 	if len(j.writes) == 0 && len(j.order.Writes) > 0 {
-		rec.Point, rec.Value = string(j.order.Writes[0].Point), j.order.Writes[0].Text
+		w := &j.order.Writes[0]
+		if rec.Point, rec.Value = string(w.Point), w.Text; rec.Value == "" {
+			rec.Value = w.Value.String()
+		}
 	}
 	d.noteRefusal(rec)
 	return verdict{result: r}

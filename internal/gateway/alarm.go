@@ -17,8 +17,8 @@ import (
 
 // Times of the alarms that the gateway raises itself.
 const (
-	alarmHold = time.Minute // a condition is over that long before its alarm is
-	alarmLook = time.Minute // how often conditions are looked at that nobody tells of
+	alarmHold = time.Minute      // a condition is over that long before its alarm is
+	alarmLook = 10 * time.Second // how often conditions are looked at that nobody tells of
 )
 
 // A certificate is spoken of at these days left. It must get a day more for the
@@ -127,6 +127,14 @@ func (s *siren) look(now time.Time) {
 		Name: "kept_values", Severity: alarm.Warning,
 		Reason: "values of virtual points are not saved: " + fault,
 	})
+	for _, w := range g.ways {
+		refused := w.uplink.Status().Unsubscribed
+		c := alarm.Condition{Name: "subscription_refused." + w.name, Severity: alarm.Critical, Value: point.IntValue(int64(len(refused)))}
+		if len(refused) > 0 {
+			c.Reason = "what is sent there does not arrive here: " + refused[0].Err
+		}
+		s.hold(now, len(refused) > 0, c)
+	}
 	if g.clock.State() == clock.Unset {
 		return // no day is known, so no days left either
 	}
