@@ -139,7 +139,8 @@ type Result struct {
 	Writes []Outcome // none of an order that was refused as a whole
 	Took   time.Duration
 
-	err error // why, for errors.Is
+	err   error // why, for errors.Is
+	class class // of one that was rejected
 }
 
 // ErrRejected is wrapped by Result.Err of an order that was refused by a check.
@@ -225,12 +226,6 @@ type Desk struct {
 	count counters
 
 	beat, watching health.Beat // of Run and of watch
-}
-
-type counters struct {
-	received, accepted, duplicates                          atomic.Uint64
-	written, verified, rejected, failed, unknown, unchanged atomic.Uint64
-	events, unrecorded                                      atomic.Uint64
 }
 
 // place is a point, and what is known of its writes. The rest is under mu.
@@ -362,52 +357,6 @@ func (d *Desk) submit(f func(ctx, grace context.Context)) bool {
 		return true
 	default:
 		return false
-	}
-}
-
-// Stats counts since the start.
-type Stats struct {
-	Received   uint64 // messages and orders
-	Accepted   uint64 // of them
-	Duplicates uint64 // answered with the first answer
-	Written    uint64 // by outcome
-	Verified   uint64
-	Unchanged  uint64 // of the verified: not written, because the device showed the value already
-	Rejected   uint64
-	Failed     uint64
-	Unknown    uint64
-	Events     uint64 // to the event log
-	Unrecorded uint64 // emergencies and outcomes that the disk did not take
-	Waiting    int    // orders
-}
-
-// Stats returns the figures.
-func (d *Desk) Stats() Stats {
-	n := &d.count
-	d.mu.Lock()
-	waiting := d.waiting
-	d.mu.Unlock()
-	return Stats{
-		Received: n.received.Load(), Accepted: n.accepted.Load(), Duplicates: n.duplicates.Load(),
-		Written: n.written.Load(), Verified: n.verified.Load(), Unchanged: n.unchanged.Load(),
-		Rejected: n.rejected.Load(), Failed: n.failed.Load(), Unknown: n.unknown.Load(),
-		Events: n.events.Load(), Unrecorded: n.unrecorded.Load(), Waiting: waiting,
-	}
-}
-
-// tally counts an outcome.
-func (d *Desk) tally(s Status) {
-	switch s {
-	case Written:
-		d.count.written.Add(1)
-	case Verified:
-		d.count.verified.Add(1)
-	case Rejected:
-		d.count.rejected.Add(1)
-	case Failed:
-		d.count.failed.Add(1)
-	case Unknown:
-		d.count.unknown.Add(1)
 	}
 }
 

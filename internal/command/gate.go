@@ -45,8 +45,8 @@ type expiry struct {
 }
 
 // refusal makes the Result of an order that a check refuses.
-func refusal(format string, args ...any) Result {
-	return Result{Status: Rejected, Reason: fmt.Sprintf(format, args...)}
+func refusal(c class, format string, args ...any) Result {
+	return Result{Status: Rejected, Reason: fmt.Sprintf(format, args...), class: c}
 }
 
 // admit lets an order through the gate, or says why not. An order that was seen
@@ -55,7 +55,7 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 	d.count.received.Add(1)
 	j := &job{order: o, received: now, safe: make(chan struct{})}
 	if len(o.ID) > maxID {
-		return nil, d.refuse(j, refusal("the id has %d bytes, at most %d are taken", len(o.ID), maxID))
+		return nil, d.refuse(j, refusal(byID, "the id has %d bytes, at most %d are taken", len(o.ID), maxID))
 	}
 	if r := d.checkWrites(j); r.Status != "" {
 		return nil, d.refuse(j, r)
@@ -77,20 +77,20 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 	default:
 		d.count.duplicates.Add(1)
 		if first.content != j.content() {
-			return nil, d.refuse(j, refusal("the id %s was used before, for %s", quote(o.ID), quote(first.content)))
+			return nil, d.refuse(j, refusal(byID, "the id %s was used before, for %s", quote(o.ID), quote(first.content)))
 		}
 		return nil, verdict{first: first}
 	}
 	if late != "" {
-		return nil, d.refuseKnown(key, j, refusal("%s", late), now)
+		return nil, d.refuseKnown(key, j, refusal(byTime, "%s", late), now)
 	}
 	switch {
 	case d.stopped:
-		return nil, d.refuse(j, refusal("%s", stopping))
+		return nil, d.refuse(j, refusal(byLoad, "%s", stopping))
 	case d.waiting >= maxWaiting && !j.emergency:
-		return nil, d.refuse(j, refusal(busy+"%d orders wait already", d.waiting))
+		return nil, d.refuse(j, refusal(byLoad, busy+"%d orders wait already", d.waiting))
 	case key != "" && len(d.ids) >= maxIDs && !j.emergency:
-		return nil, d.refuse(j, refusal(busy+"%d ids are remembered already (duplicate_window)", len(d.ids)))
+		return nil, d.refuse(j, refusal(byLoad, busy+"%d ids are remembered already (duplicate_window)", len(d.ids)))
 	}
 	if r := d.checkLock(j); r.Status != "" {
 		return nil, d.refuseKnown(key, j, r, now)
@@ -99,7 +99,7 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 		return nil, d.refuseKnown(key, j, r, now)
 	}
 	if !d.queue(j) {
-		return nil, d.refuse(j, refusal(busy+"too many orders wait for this device already"))
+		return nil, d.refuse(j, refusal(byLoad, busy+"too many orders wait for this device already"))
 	}
 	d.waiting++
 	d.serial++
@@ -152,7 +152,7 @@ type verdict struct {
 
 // refuse counts and records a refusal.
 func (d *Desk) refuse(j *job, r Result) verdict {
-	d.tally(Rejected)
+	d.tally(r)
 	r.Took = time.Since(j.received)
 	rec := j.record
 	rec.Event, rec.Status, rec.Reason, rec.Ms = audit.Refused, string(r.Status), r.Reason, r.Took.Milliseconds()
@@ -227,7 +227,7 @@ func (d *Desk) await(ctx context.Context, v verdict) Result {
 // means that all are good.
 func (d *Desk) checkWrites(j *job) Result {
 	if len(j.order.Writes) == 0 {
-		return refusal("there is nothing to write")
+		return refusal(byMessage, "there is nothing to write")
 	}
 	j.emergency = !j.order.NoRush
 	several := len(j.order.Writes) > 1
@@ -235,10 +235,14 @@ func (d *Desk) checkWrites(j *job) Result {
 	for _, w := range j.order.Writes {
 		c, err := d.checkWrite(w)
 		if err != nil {
-			if several {
-				return refusal("%s: %v; nothing was written", w.Point, err)
+			why := byValue
+			if pl := d.points[w.Point]; pl == nil || pl.point.Write == nil {
+				why = byPoint
 			}
-			return refusal("%v", err)
+			if several {
+				return refusal(why, "%s: %v; nothing was written", w.Point, err)
+			}
+			return refusal(why, "%v", err)
 		}
 		j.emergency = j.emergency && c.place.point.Write.Emergency
 		writes = append(writes, c)
@@ -325,10 +329,10 @@ func (d *Desk) checkPace(j *job, now time.Time) Result {
 		pl := j.writes[i].place
 		w := pl.point.Write
 		if wait := w.RateEvery - now.Sub(pl.accepted); w.RateEvery > 0 && !pl.accepted.IsZero() && wait > 0 {
-			return refusal("too soon: %s may be written once in %s, next in %s", pl.point.ID, w.RateEvery, ago(wait))
+			return refusal(byRate, "too soon: %s may be written once in %s, next in %s", pl.point.ID, w.RateEvery, ago(wait))
 		}
 		if w.Budget > 0 && pl.spent(now) >= w.Budget {
-			return refusal("the budget of %s is used up: %d writes a day, until 00:00 UTC", pl.point.ID, w.Budget)
+			return refusal(byBudget, "the budget of %s is used up: %d writes a day, until 00:00 UTC", pl.point.ID, w.Budget)
 		}
 	}
 	return Result{}

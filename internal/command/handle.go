@@ -156,32 +156,37 @@ func (m *message) answer(id string, r Result) {
 }
 
 // barred says why a message may not be a command at all; "" if it may.
-func (h handler) barred(m *message) string {
+func (h handler) barred(m *message) (class, string) {
 	switch {
-	case len(m.command.Users) > 0 && m.from.Via == config.Local && !slices.Contains(m.command.Users, m.from.User):
-		return fmt.Sprintf("the user %s may not send it", quote(m.from.User))
+	case !m.permitted():
+		return bySender, fmt.Sprintf("the user %s may not send it", quote(m.from.User))
 	case m.Retain && !m.command.Restore:
-		return "it was retained: nobody knows when it was sent; send commands without retain"
+		return byRetained, "it was retained: nobody knows when it was sent; send commands without retain"
 	case len(m.targets) == 0:
-		return fmt.Sprintf("no point that may be written is meant by the topic %s", quote(m.Topic))
+		return byPoint, fmt.Sprintf("no point that may be written is meant by the topic %s", quote(m.Topic))
 	}
-	return ""
+	return 0, ""
+}
+
+// permitted reports whether the command is open to the user who sent it.
+func (m *message) permitted() bool {
+	return len(m.command.Users) == 0 || m.from.Via != config.Local || slices.Contains(m.command.Users, m.from.User)
 }
 
 // writeCommand takes a message that asks for a write.
 func (d *Desk) writeCommand(m message, h handler) (safe <-chan struct{}) {
 	c := m.command
-	refuse := func(id, reason string) {
+	refuse := func(c class, id, reason string) {
 		d.count.received.Add(1)
 		j := &job{order: Order{ID: id, By: m.sender(), Via: m.from.Via}, received: m.at}
 		if len(m.targets) == 1 {
 			j.record.Point = string(m.targets[0].Point)
 		}
 		j.record.Value = cut(m.Payload)
-		m.answer(id, d.refuse(j, Result{Status: Rejected, Reason: reason}).result)
+		m.answer(id, d.refuse(j, refusal(c, "%s", reason)).result)
 	}
-	if why := h.barred(&m); why != "" {
-		refuse("", why)
+	if c, why := h.barred(&m); why != "" {
+		refuse(c, "", why)
 		return nil
 	}
 	r, err := decode(c, m.targets, m.Payload, d.find, m.at)
@@ -192,21 +197,21 @@ func (d *Desk) writeCommand(m message, h handler) (safe <-chan struct{}) {
 	}
 	switch {
 	case err != nil:
-		refuse(r.id, err.Error())
+		refuse(byMessage, r.id, err.Error())
 		return nil
 	case strings.HasPrefix(o.ID, dated):
-		refuse(r.id, "an id must not begin with "+dated)
+		refuse(byID, r.id, "an id must not begin with "+dated)
 		return nil
 	case c.NeedID && o.ID == "":
-		refuse("", "it has no id, and this command needs one")
+		refuse(byID, "", "it has no id, and this command needs one")
 		return nil
 	case h.kept && o.Issued.IsZero() && !c.Emergency:
-		refuse(r.id, "it has no timestamp: the broker keeps messages while this gateway is away, and nobody could tell how old it is")
+		refuse(byTime, r.id, "it has no timestamp: the broker keeps messages while this gateway is away, and nobody could tell how old it is")
 		return nil
 	}
 	if c.Restore {
 		if m.Retain && !d.news(m) {
-			refuse(r.id, "it is the retained message that was taken before")
+			refuse(byRetained, r.id, "it is the retained message that was taken before")
 			return nil
 		}
 		if !m.Retain {
@@ -226,7 +231,7 @@ func (d *Desk) writeCommand(m message, h handler) (safe <-chan struct{}) {
 			m.answer(o.ID, v.first.result)
 		default:
 			if !d.submit(func(_, grace context.Context) { m.answer(o.ID, d.await(grace, v)) }) {
-				m.answer(o.ID, refusal(busy+"the first message with this id has not ended yet"))
+				m.answer(o.ID, refusal(byLoad, busy+"the first message with this id has not ended yet"))
 			}
 		}
 		return nil
@@ -253,7 +258,7 @@ func (d *Desk) accepted(j *job) Result {
 
 // withdraw takes back an order that Run takes no more.
 func (d *Desk) withdraw(j *job) Result {
-	r := refusal(busy + "too much waits already, or the gateway is stopping")
+	r := refusal(byLoad, busy+"too much waits already, or the gateway is stopping")
 	r.Took = time.Since(j.received)
 	for i := range j.writes {
 		d.unspend(j.writes[i].place, j.received)
@@ -283,7 +288,7 @@ func (d *Desk) news(m message) bool {
 
 // event writes a message to the event log.
 func (d *Desk) event(m message) (safe <-chan struct{}) {
-	if len(m.command.Users) > 0 && m.from.Via == config.Local && !slices.Contains(m.command.Users, m.from.User) || m.Retain {
+	if !m.permitted() || m.Retain {
 		return nil // what was retained was told when it was sent
 	}
 	d.count.events.Add(1)
@@ -320,13 +325,15 @@ func cut(payload []byte) string {
 // readCommand answers with the values of points, read now.
 func (d *Desk) readCommand(m message) (safe <-chan struct{}) {
 	d.count.received.Add(1)
-	refuse := func(id string, reason string) {
-		d.tally(Rejected)
-		m.answer(id, Result{Status: Rejected, Reason: reason, Took: time.Since(m.at)})
+	refuse := func(c class, id string, reason string) {
+		rejected := refusal(c, "%s", reason)
+		rejected.Took = time.Since(m.at)
+		d.tally(rejected)
+		m.answer(id, rejected)
 	}
 	r, err := decode(m.command, m.targets, m.Payload, d.find, m.at)
 	if err != nil {
-		refuse(r.id, err.Error())
+		refuse(byMessage, r.id, err.Error())
 		return nil
 	}
 	var ids []point.ID
@@ -337,24 +344,24 @@ func (d *Desk) readCommand(m message) (safe <-chan struct{}) {
 	}
 	o := Order{Issued: r.issued, Expires: r.expires, counted: r.counted, MaxAge: m.command.MaxAge}
 	switch late := o.late(m.at, d.o.ClockSet(), false); {
-	case len(m.command.Users) > 0 && m.from.Via == config.Local && !slices.Contains(m.command.Users, m.from.User):
-		refuse(r.id, fmt.Sprintf("the user %s may not send it", quote(m.from.User)))
+	case !m.permitted():
+		refuse(bySender, r.id, fmt.Sprintf("the user %s may not send it", quote(m.from.User)))
 		return nil
 	case m.Retain:
-		refuse(r.id, "it was retained: nobody knows when it was sent")
+		refuse(byRetained, r.id, "it was retained: nobody knows when it was sent")
 		return nil
 	case len(ids) == 0:
-		refuse(r.id, fmt.Sprintf("no point that may be read is meant by it: %s", quote(r.only)))
+		refuse(byPoint, r.id, fmt.Sprintf("no point that may be read is meant by it: %s", quote(r.only)))
 		return nil
 	case m.command.NeedID && r.id == "":
-		refuse("", "it has no id, and this command needs one")
+		refuse(byID, "", "it has no id, and this command needs one")
 		return nil
 	case late != "":
-		refuse(r.id, late)
+		refuse(byTime, r.id, late)
 		return nil
 	}
 	if !d.submit(func(_, grace context.Context) { d.answerRead(grace, m, r.id, ids) }) {
-		refuse(r.id, busy+"too much waits already")
+		refuse(byLoad, r.id, busy+"too much waits already")
 	}
 	return nil
 }
@@ -372,7 +379,7 @@ func (d *Desk) answerRead(ctx context.Context, m message, id string, ids []point
 	status := Read
 	if !good {
 		status = Failed
-		d.tally(Failed)
+		d.tally(Result{Status: Failed})
 	}
 	b = point.AppendJSONString(append(b, `"status":`...), string(status))
 	b = append(b, `,"values":[`...)

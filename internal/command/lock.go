@@ -37,7 +37,7 @@ func (d *Desk) checkLock(j *job) Result {
 	}
 	for i := range j.writes {
 		if why := d.locked(j.writes[i].place.point.ID); why != "" {
-			return refusal("%s", why)
+			return refusal(byLock, "%s", why)
 		}
 	}
 	return Result{}

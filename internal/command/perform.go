@@ -34,7 +34,7 @@ func (d *Desk) perform(ctx, grace context.Context, j *job, accepted func()) Resu
 	close(j.safe)
 	var r Result
 	if w.err != nil {
-		r = refusal(unrecorded+"%v", w.err)
+		r = refusal(byRecord, unrecorded+"%v", w.err)
 		for i := range j.writes {
 			d.unspend(j.writes[i].place, j.received)
 		}
@@ -55,7 +55,16 @@ func (d *Desk) perform(ctx, grace context.Context, j *job, accepted func()) Resu
 
 // settle tells those who wait for the answer, and counts it.
 func (d *Desk) settle(j *job, r Result, transient bool) {
-	d.tally(r.Status)
+	switch {
+	case errors.Is(r.err, errOvertaken):
+		r.class = byEmergency
+	case errors.Is(r.err, errLocked):
+		r.class = byLock
+	}
+	d.tally(r)
+	if r.Status != Rejected {
+		d.timed(j.emergency, r.Took)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.waiting--
@@ -85,10 +94,10 @@ func (d *Desk) execute(ctx, grace context.Context, j *job) Result {
 		return d.writeUrgent(ctx, grace, j)
 	}
 	if err := j.turns[0].wait(ctx); err != nil {
-		return d.unwritten(j, refusal("it was not written: %v", stopReason(err)))
+		return d.unwritten(j, refusal(byLoad, "it was not written: %v", stopReason(err)))
 	}
 	if late := j.order.late(time.Now(), d.o.ClockSet(), j.emergency); late != "" {
-		return d.unwritten(j, refusal("it waited too long: %s", late))
+		return d.unwritten(j, refusal(byTime, "it waited too long: %s", late))
 	}
 	if len(j.writes) > 1 {
 		return d.writeAll(grace, j)
@@ -423,7 +432,7 @@ func (d *Desk) readAll(ctx context.Context, j *job, before []point.Value) Result
 			if err != nil {
 				why = err.Error()
 			}
-			return refusal("%s could not be restored, because it cannot be read: %s; nothing was written", p.ID, why)
+			return refusal(byDevice, "%s could not be restored, because it cannot be read: %s; nothing was written", p.ID, why)
 		}
 	}
 	return Result{}

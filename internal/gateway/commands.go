@@ -144,20 +144,3 @@ func meets(to, from []string) bool {
 	}
 	return false
 }
-
-// CommandStatus is what became of commands, and of the writes of PLCs and our
-// own, since the start.
-type CommandStatus struct {
-	Received   uint64 `json:"received"`
-	Accepted   uint64 `json:"accepted"`
-	Duplicates uint64 `json:"duplicates"` // answered with the first answer
-	Written    uint64 `json:"written"`
-	Verified   uint64 `json:"verified"`
-	Unchanged  uint64 `json:"unchanged"` // of the verified: the device showed the value already
-	Rejected   uint64 `json:"rejected"`
-	Failed     uint64 `json:"failed"`
-	Unknown    uint64 `json:"unknown"`
-	Events     uint64 `json:"events"`     // to the event log
-	Unrecorded uint64 `json:"unrecorded"` // that the disk did not take
-	Waiting    int    `json:"waiting"`    // now
-}

@@ -32,6 +32,9 @@ func (g *Gateway) Metrics() []byte {
 		writeBroker(&w, *s.Broker)
 	}
 	writeServers(&w, s.Servers)
+	if s.Command != nil {
+		writeCommands(&w, *s.Command)
+	}
 	if s.Audit != nil {
 		writeFigures(&w, only(*s.Audit), auditFigures)
 	}

@@ -7,8 +7,10 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"fieldgate/internal/bus"
+	"fieldgate/internal/command"
 	"fieldgate/internal/flash"
 	"fieldgate/internal/metrics"
 )
@@ -21,7 +23,7 @@ func families(t *testing.T, text string) map[string][]string {
 	t.Helper()
 	all := make(map[string][]string)
 	sample := regexp.MustCompile(`^([a-z0-9_]+)(\{[a-z]+="([^"\\]|\\.)*"(,[a-z]+="([^"\\]|\\.)*")*\})? (-?[0-9.e+-]+|NaN)$`)
-	name, seen := "", make(map[string]bool)
+	name, seen, summary := "", make(map[string]bool), false
 	for line := range strings.Lines(text) {
 		line = strings.TrimSuffix(line, "\n")
 		switch f := strings.Fields(line); {
@@ -35,12 +37,13 @@ func families(t *testing.T, text string) map[string][]string {
 			}
 			all[name] = []string{}
 		case strings.HasPrefix(line, "# TYPE "):
+			summary = f[3] == "summary"
 			if f[2] != name || (f[3] == "counter") != strings.HasSuffix(name, "_total") {
 				t.Errorf("bad type: %s", line)
 			}
 		default:
 			m := sample.FindStringSubmatch(line)
-			if m == nil || m[1] != name {
+			if m == nil || m[1] != name && !(summary && (m[1] == name+"_sum" || m[1] == name+"_count")) {
 				t.Errorf("bad sample in %s: %s", name, line)
 				continue
 			}
@@ -104,6 +107,10 @@ func TestMetricsOfEverything(t *testing.T) {
 	}})
 	writeFlash(&w, FlashStatus{Queues: map[string]flash.Report{"cloud": {}}, Broker: &flash.Report{}, Audit: &flash.Report{Day: flash.Figures{Bytes: 7, Syncs: 1}}})
 	writeServers(&w, map[string]ServerStatus{"tcp://127.0.0.1:502": {Clients: 2}})
+	writeCommands(&w, *commandStatus(command.Stats{
+		Verified: 4, RejectedBy: map[string]uint64{"value": 2, "time": 0},
+		Usual: command.Durations{Count: 3, Sum: 300 * time.Millisecond, Most: 250 * time.Millisecond},
+	}))
 	got := families(t, string(w.Bytes()))
 	for name, want := range map[string]string{
 		"fieldgate_bus_load_ratio":               `{bus="a"} 0.125`,
@@ -115,6 +122,10 @@ func TestMetricsOfEverything(t *testing.T) {
 		"fieldgate_queue_file_fault":             `{uplink="cloud"} 1`,
 		"fieldgate_flash_written_last_day_bytes": `{writer="audit"} 7`,
 		"fieldgate_server_clients":               `{server="tcp://127.0.0.1:502"} 2`,
+		"fieldgate_command_outcomes_total":       `{outcome="verified"} 4`,
+		"fieldgate_command_rejected_total":       `{check="value"} 2`,
+		"fieldgate_command_duration_seconds":     `_sum{lane="usual"} 0.3`,
+		"fieldgate_command_duration_max_seconds": `{lane="usual"} 0.25`,
 	} {
 		if !strings.Contains("\n"+strings.Join(got[name], "\n")+"\n", "\n"+want+"\n") {
 			t.Errorf("%s is %q, want %s in it", name, got[name], want)
@@ -133,6 +144,7 @@ func TestMetricsPage(t *testing.T) {
 	writeFlash(&w, FlashStatus{Broker: &flash.Report{}})
 	writeBroker(&w, BrokerStatus{})
 	writeServers(&w, map[string]ServerStatus{"s": {}})
+	writeCommands(&w, CommandStatus{RejectedBy: map[string]uint64{"value": 0}})
 	writeFigures(&w, only(AuditStatus{}), auditFigures)
 	writeFigures(&w, only(PublishStatus{}), publishFigures)
 	writeProcess(&w)

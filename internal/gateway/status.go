@@ -222,8 +222,7 @@ func (g *Gateway) Status() Status {
 	}
 	s.EventsDropped = g.herald.eventsDropped()
 	if g.desk != nil {
-		c := CommandStatus(g.desk.Stats()) // the same figures under their JSON names
-		s.Command = &c
+		s.Command = commandStatus(g.desk.Stats())
 	}
 	if g.audit != nil {
 		a := g.audit.Stats()

@@ -18,10 +18,12 @@ const ContentType = "text/plain; version=0.0.4; charset=utf-8"
 // Kind is what a family is.
 type Kind string
 
-// The kinds. A counter only grows, but for a restart.
+// The kinds. A counter only grows, but for a restart. A summary is how many there
+// were and their sum.
 const (
 	Counter Kind = "counter"
 	Gauge   Kind = "gauge"
+	Summary Kind = "summary"
 )
 
 // Label is one label of a sample.
@@ -43,14 +45,22 @@ func (w *Writer) Family(name string, kind Kind, help string) {
 
 // Sample writes one figure of the family. No two of a family may have the same
 // labels.
-func (w *Writer) Sample(v float64, labels ...Label) {
+func (w *Writer) Sample(v float64, labels ...Label) { w.sample("", v, labels) }
+
+// Sum writes a summary's sample: how many there were, and their sum.
+func (w *Writer) Sum(n uint64, sum float64, labels ...Label) {
+	w.sample("_sum", sum, labels)
+	w.sample("_count", float64(n), labels)
+}
+
+func (w *Writer) sample(ending string, v float64, labels []Label) {
 	if w.help != "" {
 		w.buf = append(append(append(append(w.buf, "# HELP "...), w.family...), ' '), helpEscapes.Replace(w.help)...)
 		w.buf = append(append(append(append(w.buf, "\n# TYPE "...), w.family...), ' '), w.kind...)
 		w.buf = append(w.buf, '\n')
 		w.help = ""
 	}
-	w.buf = append(w.buf, w.family...)
+	w.buf = append(append(w.buf, w.family...), ending...)
 	for i, l := range labels {
 		if i == 0 {
 			w.buf = append(w.buf, '{')
