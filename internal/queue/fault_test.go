@@ -89,7 +89,7 @@ func image(t *testing.T, n int) []byte {
 	t.Helper()
 	r := start(t, t.TempDir(), config.Queue{Commit: time.Hour})
 	for i := range n {
-		deliver(t, r.Queue, msg(i))
+		deliver(t, r.Queue, bulky(i, 64))
 		if i%100 == 99 {
 			r.sync()
 		}
@@ -263,7 +263,7 @@ func TestCrashImages(t *testing.T) {
 	sent, images := 0, 0
 	step := func() {
 		for range 1 + rnd.IntN(300) {
-			deliver(t, q.Queue, mqtt.Message{Topic: "t", Payload: []byte(fmt.Sprint(sent))})
+			deliver(t, q.Queue, bulky(sent, 40))
 			sent++
 		}
 		if images > 0 && rnd.IntN(3) > 0 {
@@ -440,7 +440,7 @@ func killed(dir string) {
 		}
 	}()
 	for i := from; ; i++ {
-		_ = q.Deliver(context.Background(), mqtt.Message{Topic: "t", Payload: []byte(strconv.Itoa(i))})
+		_ = q.Deliver(context.Background(), bulky(i, 40))
 		if i%20 == 0 {
 			if err := q.Sync(context.Background()); err == nil {
 				fmt.Printf("synced %d\n", i)
@@ -487,13 +487,13 @@ func TestDiskFull(t *testing.T) {
 		r := startWith(t, dir, config.Queue{Commit: 5 * time.Millisecond}, b)
 		const n = 60_000 // 3 MB
 		for i := range n {
-			deliver(t, r.Queue, msg(i))
+			deliver(t, r.Queue, bulky(i, 80))
 			if i%500 == 0 {
 				time.Sleep(2 * time.Millisecond)
 			}
 		}
 		s := r.Stats()
-		if s.Dropped == 0 || s.Memory > small().most || s.Messages+int(s.Dropped) != n {
+		if s.Dropped == 0 || s.Memory > small().most+chunkBytes || s.Messages+int(s.Dropped) != n {
 			t.Errorf("Stats = %+v", s)
 		}
 		var got []string
@@ -628,7 +628,7 @@ func TestFullIsTold(t *testing.T) {
 			t.Fatalf("fill the disk: %v", err)
 		}
 		for i := range 20 {
-			deliver(t, r.Queue, mqtt.Message{Topic: "t", Payload: make([]byte, 10_000+i)})
+			deliver(t, r.Queue, mqtt.Message{Topic: "t", Payload: []byte(noise(i, 20_000))})
 		}
 		eventually(t, "noticed", func() bool { return strings.Contains(r.Stats().Fault, "no space left") })
 		for r.Stats().Messages > 0 {

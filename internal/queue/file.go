@@ -1,14 +1,15 @@
 package queue
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -24,10 +25,11 @@ import (
 var ErrCorrupt = errors.New("file is damaged")
 
 // The file is a bbolt database with one bucket: sequence number (8 bytes, big
-// endian) → CRC-32C of key and record (4 bytes, big endian), record.
+// endian) → the records from that number on, as block.go has them. The bucket's
+// own sequence is the head: records below are done, and gone from the file when
+// all of their block are.
 const (
 	bucketName = "messages"
-	crcBytes   = 4
 
 	// txRecords and txBytes bound one transaction, which bbolt builds in memory.
 	txRecords = 20_000
@@ -52,6 +54,10 @@ var errLimit = errors.New("file is as large as it may become")
 // wraps ErrCorrupt the file must not be used again.
 type file struct {
 	path     string
+	head     uint64   // that it had when it was opened
+	old      bool     // there were values then with nothing from the head on
+	packs    packer   // of commit
+	unpacks  unpacker // of load
 	db       *bolt.DB
 	raw      *os.File // what db reads and writes
 	readOnly bool
@@ -60,15 +66,9 @@ type file struct {
 	ledger   *flash.Ledger
 }
 
-// put is one record on its way to the file: crcBytes of room, then the record.
-type put struct {
-	seq   uint64
-	bytes []byte
-}
-
 // openFile opens the file at path, which must exist (fs.ErrNotExist); for
-// reading only where it may not be written. It reads all of it and calls each
-// for every record in order; ok is false for one whose checksum does not fit.
+// reading only where it may not be written. It reads all of it and calls each, if
+// not nil, for every record in order; ok is false for one that cannot be read.
 // record is valid during the call.
 func openFile(path string, l *flash.Ledger, each func(seq uint64, record []byte, ok bool)) (*file, error) {
 	info, err := os.Stat(path)
@@ -78,21 +78,32 @@ func openFile(path string, l *flash.Ledger, each func(seq uint64, record []byte,
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s: %w", path, corrupt("it is no file"))
 	}
+	var head uint64
+	old := false
 	look := func(f *os.File) error {
 		info, err := f.Stat()
 		if err != nil {
 			return err
 		}
-		return inspect(f, info.Size(), func(key, value []byte) error {
-			each(binary.BigEndian.Uint64(key), value[min(crcBytes, len(value)):], sound(key, value))
+		var u unpacker
+		head, err = inspect(f, info.Size(), func(head uint64, key, value []byte) error {
+			old = old || last(key, value) < head
+			if each != nil {
+				u.unpack(key, value, head, each)
+			}
 			return nil
 		})
+		return err
 	}
 	f, err := mapFile(path, l, false, look)
 	if errors.Is(err, syscall.EROFS) || errors.Is(err, fs.ErrPermission) {
 		f, err = mapFile(path, l, true, look)
 	}
-	return f, err
+	if err != nil {
+		return nil, err
+	}
+	f.head, f.old = head, old
+	return f, nil
 }
 
 // createFile makes an empty file at path and opens it. Until it is whole and on
@@ -246,17 +257,6 @@ func guard(do func() error) (err error) {
 	return err
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func checksum(key, record []byte) uint32 {
-	return crc32.Update(crc32.Checksum(key, castagnoli), castagnoli, record)
-}
-
-// sound reports whether a value is a record with the right checksum.
-func sound(key, value []byte) bool {
-	return len(value) >= crcBytes+recordHeader && checksum(key, value[crcBytes:]) == binary.BigEndian.Uint32(value)
-}
-
 // guarded is guard for an open file.
 func (f *file) guarded(do func() error) error {
 	err := guard(do)
@@ -275,19 +275,38 @@ func (f *file) load(first, last uint64, each func(seq uint64, record []byte, ok 
 				return corrupt("no bucket in it")
 			}
 			c := b.Cursor()
-			for k, v := c.Seek(binary.BigEndian.AppendUint64(nil, first)); k != nil; k, v = c.Next() {
+			for k, v := seek(c, first); k != nil; k, v = c.Next() {
 				if len(k) != 8 {
 					return corrupt("a key of %d bytes", len(k))
 				}
-				seq := binary.BigEndian.Uint64(k)
-				if seq < first || seq > last {
+				if seq := binary.BigEndian.Uint64(k); seq > last {
 					return nil
 				}
-				each(seq, v[min(crcBytes, len(v)):], sound(k, v))
+				f.unpacks.unpack(k, v, first, func(seq uint64, record []byte, ok bool) {
+					if seq <= last {
+						each(seq, record, ok)
+					}
+				})
 			}
 			return nil
 		})
 	})
+}
+
+// seek returns the value in which a number is or would be, or the first if there
+// is none before it.
+func seek(c *bolt.Cursor, seq uint64) (key, value []byte) {
+	key, value = c.Seek(binary.BigEndian.AppendUint64(nil, seq))
+	switch {
+	case key == nil:
+		return c.Last()
+	case len(key) == 8 && binary.BigEndian.Uint64(key) == seq:
+		return key, value
+	}
+	if key, value = c.Prev(); key != nil {
+		return key, value
+	}
+	return c.First()
 }
 
 // commit deletes the records below a sequence number and those of gone, and
@@ -301,25 +320,19 @@ func (f *file) commit(below uint64, gone []uint64, puts []put) (more bool, err e
 			if b == nil {
 				return corrupt("no bucket in it")
 			}
-			b, more, err = forget(tx, b, below)
+			b, more, err = f.forget(tx, b, below)
 			if err != nil {
 				return err
 			}
-			for _, seq := range gone {
-				if err := b.Delete(binary.BigEndian.AppendUint64(nil, seq)); err != nil {
-					return err
-				}
+			b.FillPercent = 1 // keys only rise: pages are filled to the end
+			if err := f.takeOut(b, gone, below); err != nil {
+				return err
 			}
 			if err := f.room(tx, puts); err != nil {
 				return err
 			}
-			b.FillPercent = 1 // keys only rise: pages are filled to the end
-			for _, p := range puts {
-				key := binary.BigEndian.AppendUint64(nil, p.seq)
-				binary.BigEndian.PutUint32(p.bytes, checksum(key, p.bytes[crcBytes:]))
-				if err := b.Put(key, p.bytes); err != nil {
-					return err
-				}
+			if err := f.packs.pack(puts, b.Put); err != nil {
+				return err
 			}
 			tx.OnCommit(func() {
 				s := tx.Stats()
@@ -333,6 +346,39 @@ func (f *file) commit(below uint64, gone []uint64, puts []put) (more bool, err e
 	}
 	f.ledger.Add(alloc+int64(os.Getpagesize()), 2) // and a meta page; one sync each
 	return more, nil
+}
+
+// takeOut deletes single records: the rest of their blocks is written again.
+func (f *file) takeOut(b *bolt.Bucket, gone []uint64, below uint64) error {
+	slices.Sort(gone)
+	for len(gone) > 0 {
+		k, v := seek(b.Cursor(), gone[0])
+		if k == nil {
+			return nil
+		}
+		end := max(last(k, v), gone[0])
+		n, _ := slices.BinarySearch(gone, end+1)
+		var left []put
+		found, damaged := false, false
+		var u unpacker
+		u.unpack(k, v, below, func(seq uint64, record []byte, ok bool) {
+			_, is := slices.BinarySearch(gone[:n], seq)
+			if found, damaged = found || is, damaged || !ok; !is {
+				left = append(left, put{seq, append(make([]byte, crcBytes), record...)})
+			}
+		})
+		gone = gone[n:]
+		if damaged || !found { // damaged it is left as it is, and counted
+			continue
+		}
+		if err := b.Delete(bytes.Clone(k)); err != nil {
+			return err
+		}
+		if err := f.packs.pack(left, b.Put); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // try writes to the file without changing what is in it. A disk that is full takes
@@ -373,33 +419,43 @@ func (f *file) room(tx *bolt.Tx, puts []put) error {
 	return nil
 }
 
-// forget deletes the records below a sequence number, as many as one
-// transaction takes.
-func forget(tx *bolt.Tx, b *bolt.Bucket, below uint64) (_ *bolt.Bucket, more bool, err error) {
+// forget makes a sequence number the head, and deletes the values that hold
+// nothing from there on, as many as one transaction takes.
+func (f *file) forget(tx *bolt.Tx, b *bolt.Bucket, below uint64) (_ *bolt.Bucket, more bool, err error) {
 	c := b.Cursor()
-	if k, _ := c.Last(); k != nil && binary.BigEndian.Uint64(k) < below {
+	if k, v := c.Last(); k != nil && last(k, v) < below {
 		// Nothing stays: pages are given back without being looked at.
 		if err := tx.DeleteBucket([]byte(bucketName)); err != nil {
 			return nil, false, err
 		}
-		b, err = tx.CreateBucket([]byte(bucketName))
-		return b, false, err
+		if b, err = tx.CreateBucket([]byte(bucketName)); err != nil {
+			return nil, false, err
+		}
+		f.packs = packer{} // the outage is over
+		return b, false, b.SetSequence(below)
 	}
 	// A cursor that deletes as it goes may pass over a record.
 	var keys [][]byte
-	for k, _ := c.First(); k != nil && binary.BigEndian.Uint64(k) < below; k, _ = c.Next() {
+	for k, v := c.First(); k != nil && binary.BigEndian.Uint64(k) < below; {
 		if len(keys) == txRecords {
 			more = true
 			break
 		}
-		keys = append(keys, append([]byte(nil), k...))
+		next, w := c.Next()
+		if last(k, v) < below || next != nil && binary.BigEndian.Uint64(next) <= below {
+			keys = append(keys, bytes.Clone(k))
+		}
+		k, v = next, w
 	}
 	for _, k := range keys {
 		if err := b.Delete(k); err != nil {
 			return nil, false, err
 		}
 	}
-	return b, more, nil
+	if below > b.Sequence() {
+		err = b.SetSequence(below)
+	}
+	return b, more, err
 }
 
 // rewrite returns a new file at the same path with the records from a sequence
@@ -407,11 +463,14 @@ func forget(tx *bolt.Tx, b *bolt.Bucket, below uint64) (_ *bolt.Bucket, more boo
 func (f *file) rewrite(from uint64) (*file, error) {
 	fresh, err := writeFile(f.path, f.ledger, func(to *bolt.Bucket) error {
 		to.FillPercent = 1
+		if err := to.SetSequence(from); err != nil {
+			return err
+		}
 		return f.db.View(func(tx *bolt.Tx) error {
 			c := tx.Bucket([]byte(bucketName)).Cursor()
-			for k, v := c.Seek(binary.BigEndian.AppendUint64(nil, from)); k != nil; k, v = c.Next() {
+			for k, v := seek(c, from); k != nil; k, v = c.Next() {
 				// Both are in memory that ends with f; bbolt copies the key only.
-				if err := to.Put(k, append([]byte(nil), v...)); err != nil {
+				if err := to.Put(k, bytes.Clone(v)); err != nil {
 					return err
 				}
 			}

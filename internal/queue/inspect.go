@@ -22,7 +22,7 @@ const (
 	pageFree    = 0x10
 	elementSize = 16
 	bucketFlag  = 0x01 // of a leaf element: the value is a bucket
-	bucketHead  = 16   // root page (0: the page follows), sequence
+	bucketHead  = 16   // root page (0: the page follows), sequence, 8 bytes each
 	depthMost   = 32
 )
 
@@ -73,29 +73,30 @@ type inspection struct {
 	r    io.ReaderAt
 	meta meta
 	seen []uint64 // a bit for each page that belongs to something
-	each func(key, value []byte) error
+	head uint64   // of the bucket
+	each func(head uint64, key, value []byte) error
 }
 
 func corrupt(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrCorrupt, fmt.Sprintf(format, args...))
 }
 
-// inspect reads the bbolt file of size bytes in r and calls each for every
-// record, in order; key and value are valid during the call. An error that
-// wraps ErrCorrupt says that bbolt must not open it.
-func inspect(r io.ReaderAt, size int64, each func(key, value []byte) error) error {
+// inspect reads the bbolt file of size bytes in r and calls each for every value,
+// in order; key and value are valid during the call. It returns the head. An
+// error that wraps ErrCorrupt says that bbolt must not open it.
+func inspect(r io.ReaderAt, size int64, each func(head uint64, key, value []byte) error) (head uint64, err error) {
 	m, err := newestMeta(r)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if int64(m.pages)*m.pageSize > size {
-		return corrupt("%d bytes long, want %d", size, int64(m.pages)*m.pageSize)
+		return 0, corrupt("%d bytes long, want %d", size, int64(m.pages)*m.pageSize)
 	}
 	in := &inspection{r: r, meta: m, seen: make([]uint64, m.pages/64+1), each: each}
 	in.mark(0)
 	in.mark(1)
 	if err := in.freePages(); err != nil {
-		return err
+		return 0, err
 	}
 	buckets := 0
 	err = in.walk(m.root, nil, nil, 0, func(flags uint32, key, value []byte) error {
@@ -107,7 +108,7 @@ func inspect(r io.ReaderAt, size int64, each func(key, value []byte) error) erro
 	if err == nil && buckets == 0 {
 		err = corrupt("no bucket in it")
 	}
-	return err
+	return in.head, err
 }
 
 // newestMeta returns the meta page that bbolt will go by.
@@ -206,9 +207,10 @@ func (in *inspection) bucket(value []byte) error {
 		if flags != 0 || len(key) != 8 {
 			return corrupt("%.20q is no record of ours", key)
 		}
-		return in.each(key, value)
+		return in.each(in.head, key, value)
 	}
 	root := binary.NativeEndian.Uint64(value)
+	in.head = binary.NativeEndian.Uint64(value[8:])
 	if root != 0 {
 		return in.walk(root, nil, nil, 0, leaf)
 	}

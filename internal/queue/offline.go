@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -112,12 +111,17 @@ func readRecords(path string, each func(seq uint64, record []byte) error) (size 
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
 		return 0, 0, lockError(path, err)
 	}
-	err = inspect(f, info.Size(), func(key, value []byte) error {
-		if !sound(key, value) || !wellFormed(value[crcBytes:]) {
-			damaged++
-			return nil
-		}
-		return each(binary.BigEndian.Uint64(key), value[crcBytes:])
+	var u unpacker
+	_, err = inspect(f, info.Size(), func(head uint64, key, value []byte) (err error) {
+		u.unpack(key, value, head, func(seq uint64, record []byte, ok bool) {
+			switch {
+			case !ok || !wellFormed(record):
+				damaged++
+			case err == nil:
+				err = each(seq, record)
+			}
+		})
+		return err
 	})
 	return info.Size(), damaged, err
 }

@@ -41,6 +41,21 @@ func msg(i int) mqtt.Message {
 	return mqtt.Message{Topic: fmt.Sprintf("t/%d", i%3), Payload: []byte(fmt.Sprint(i)), QoS: 1}
 }
 
+// bulky is msg with a topic that cannot be deflated to less than half of its n bytes.
+func bulky(i, n int) mqtt.Message {
+	return mqtt.Message{Topic: noise(i, n), Payload: msg(i).Payload, QoS: 1}
+}
+
+// noise returns n bytes of text that are different for each i.
+func noise(i, n int) string {
+	rnd := rand.New(rand.NewPCG(uint64(i), 9))
+	b := make([]byte, 0, n+16)
+	for len(b) < n {
+		b = fmt.Appendf(b, "%016x", rnd.Uint64())
+	}
+	return string(b[:n])
+}
+
 func deliver(t testing.TB, q *Queue, msgs ...mqtt.Message) {
 	t.Helper()
 	if err := q.Deliver(t.Context(), msgs...); err != nil {

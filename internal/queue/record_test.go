@@ -350,7 +350,7 @@ func checkImage(t *testing.T, f *folder, before []call) int {
 	have := make(map[int]bool)
 	last := -1
 	for _, p := range got {
-		i, err := strconv.Atoi(strings.TrimLeft(p, " "))
+		i, err := strconv.Atoi(number(p))
 		if err != nil || i <= last || i > made {
 			t.Fatalf("message %q after %d, the last made is %d", p, last, made)
 		}
@@ -368,6 +368,12 @@ func checkImage(t *testing.T, f *folder, before []call) int {
 		t.Fatal("the file was put aside")
 	}
 	return max(0, synced-doneBelow+1)
+}
+
+// number returns what a payload of recorded begins with.
+func number(payload string) string {
+	n, _, _ := strings.Cut(payload, " ")
+	return n
 }
 
 // recorded is the process that is recorded: it makes messages, has them synced,
@@ -399,7 +405,7 @@ func recorded(dir string) {
 			if len(entries) == 0 {
 				return
 			}
-			say("done %s", strings.TrimLeft(string(entries[len(entries)-1].Payload), " "))
+			say("done %s", number(string(entries[len(entries)-1].Payload)))
 			for _, e := range entries {
 				_ = q.Done(e.Seq)
 			}
@@ -411,7 +417,7 @@ func recorded(dir string) {
 			}
 			say("makes %d", made+n-1)
 			for range n {
-				_ = q.Deliver(ctx, mqtt.Message{Topic: "t", Payload: fmt.Appendf(nil, "%*d", payload, made)})
+				_ = q.Deliver(ctx, mqtt.Message{Topic: "t", Payload: fmt.Appendf(nil, "%d %s", made, noise(made, payload))})
 				made++
 			}
 			if q.Sync(ctx) == nil {

@@ -108,7 +108,7 @@ func (s *store) reopen() error {
 		s.file.close()
 	}
 	var err error
-	if s.file, err = openFile(s.path, &s.ledger, func(uint64, []byte, bool) {}); err == nil {
+	if s.file, err = openFile(s.path, &s.ledger, nil); err == nil {
 		s.file.most = s.most
 	}
 	return err
@@ -321,14 +321,23 @@ func (q *Queue) takeIn(found []*chunk, damaged uint64, fits func(end uint64) boo
 	defer q.mu.Unlock()
 	q.stats.Damaged += damaged
 	q.stats.Found += damaged
+	s := q.store
+	end := s.file.head
+	if len(found) > 0 {
+		end = max(end, found[len(found)-1].end())
+	}
+	if end > 0 && !fits(end) {
+		return false
+	}
+	switch {
+	case s.file.old:
+		s.first, s.end = 0, end
+	case len(found) > 0:
+		s.first, s.end = found[0].first, end
+	}
 	if len(found) == 0 {
 		return true
 	}
-	s, end := q.store, found[len(found)-1].end()
-	if !fits(end) {
-		return false
-	}
-	s.first, s.end = found[0].first, end
 	for _, c := range found {
 		q.stats.Messages += c.live
 		q.stats.Bytes += c.size

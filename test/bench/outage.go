@@ -17,7 +17,7 @@ import (
 
 const outageAbout = `
 Ten simulated TCP devices of 100 points, read every second: 1,000 points a second, one message of some 70 bytes a point (topic and
-JSON), QoS 1, told apart by their time stamps. A relay between the gateway and mosquitto is closed for 20 s and opened again; a mosquitto_sub that stays connected
+JSON; 90 with the field seq), QoS 1, told apart by their time stamps. A relay between the gateway and mosquitto is closed for 20 s and opened again; a mosquitto_sub that stays connected
 takes what arrives. Bytes written are those of the flash ledger in …/stats. "Read and lost" are messages whose value was read and
 that never arrived. The outage with kill -9 has the gateway killed half-way and started again at once, with the uplink still away.
 The drain is of a backlog in the file, 10,000 points a second for 20 s, by a gateway that has nothing else to do.`
@@ -26,6 +26,7 @@ const (
 	outageDevices = 10
 	outageLong    = 20 * time.Second
 	outageRule    = `{ topic: "{site}/{device}/{point}", when: each }`
+	outageSeqRule = `{ topic: "{site}/{device}/{point}", when: each, fields: [seq] }`
 )
 
 // outage is a plant, a gateway, a link and a broker, and what has arrived.
@@ -44,7 +45,7 @@ type outage struct {
 	got       []received
 }
 
-func (b *bench) newOutage(devices int) (o *outage, err error) {
+func (b *bench) newOutage(devices int, rule string) (o *outage, err error) {
 	o = &outage{b: b, plant: fleet(devices)}
 	var port int
 	if o.broker, port, err = b.mosquitto(); err != nil {
@@ -75,7 +76,7 @@ func (b *bench) newOutage(devices int) (o *outage, err error) {
 	if err != nil {
 		return nil, err
 	}
-	yaml := fleetConfig(o.plant, loadPoints, true, outageRule, relay) + "status: { every: 5s }\n"
+	yaml := fleetConfig(o.plant, loadPoints, true, rule, relay) + "status: { every: 5s }\n"
 	return o, os.WriteFile(o.config, []byte(yaml), 0o600)
 }
 
@@ -189,8 +190,16 @@ func (o *outage) written(ctx context.Context) (bytes int64, err error) {
 }
 
 func benchOutage(ctx context.Context, b *bench) (rows []row, err error) {
-	for _, killed := range []bool{false, true} {
-		more, err := b.oneOutage(ctx, killed)
+	for _, kind := range []struct {
+		name   string
+		rule   string
+		killed bool
+	}{
+		{"outage of 20 s", outageRule, false},
+		{"outage of 20 s, with seq", outageSeqRule, false},
+		{"outage of 20 s with kill -9", outageRule, true},
+	} {
+		more, err := b.oneOutage(ctx, kind.name, kind.rule, kind.killed)
 		if err != nil {
 			return nil, err
 		}
@@ -203,8 +212,8 @@ func benchOutage(ctx context.Context, b *bench) (rows []row, err error) {
 	return append(rows, drain), nil
 }
 
-func (b *bench) oneOutage(ctx context.Context, killed bool) (rows []row, err error) {
-	o, err := b.newOutage(outageDevices)
+func (b *bench) oneOutage(ctx context.Context, name, rule string, killed bool) (rows []row, err error) {
+	o, err := b.newOutage(outageDevices, rule)
 	if err != nil {
 		return nil, err
 	}
@@ -220,15 +229,12 @@ func (b *bench) oneOutage(ctx context.Context, killed bool) (rows []row, err err
 	if err := o.take(ctx, online, never); err != nil {
 		return nil, err
 	}
-	name := "outage of 20 s"
-	if killed {
-		name = "outage of 20 s with kill -9"
-	} else {
+	if !killed {
 		bytes, err := o.written(ctx)
 		if err != nil {
 			return nil, err
 		}
-		rows = append(rows, row{"online for 10 s: bytes written", strconv.FormatInt(bytes, 10), "0", bytes == 0})
+		rows = append(rows, row{"before the " + name + ": bytes written in 10 s online", strconv.FormatInt(bytes, 10), "0", bytes == 0})
 	}
 	o.link.Cut()
 	if err := o.take(ctx, outageLong/2, never); err != nil {
@@ -285,7 +291,7 @@ func (b *bench) oneOutage(ctx context.Context, killed bool) (rows []row, err err
 
 // drainRate measures how fast a backlog in the file goes to mosquitto.
 func (b *bench) drainRate(ctx context.Context) (r row, err error) {
-	o, err := b.newOutage(loadDevices)
+	o, err := b.newOutage(loadDevices, outageRule)
 	if err != nil {
 		return row{}, err
 	}
