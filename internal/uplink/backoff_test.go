@@ -56,8 +56,9 @@ func entry(seq uint64, topic string) queue.Entry {
 func TestQuarrel(t *testing.T) {
 	now := time.Now()
 	var q quarrel
+	birth := true
 	end := func(hangup bool, acked, inFlight int, seq uint64, topic string) bool {
-		return q.ended(now, time.Second, hangup, acked, inFlight, entry(seq, topic))
+		return q.ended(now, time.Second, hangup, birth, acked, inFlight, entry(seq, topic))
 	}
 	// A restart of the broker, a link that dies: nothing.
 	if end(true, 100, 64, 0, "") || end(false, 0, 64, 0, "") || q.width() != Width {
@@ -89,7 +90,7 @@ func TestQuarrel(t *testing.T) {
 		t.Error("the topic is not tried again after its time")
 	}
 	// Enough taken: suspicion ends.
-	q.ended(now, 2*time.Hour, true, 2*Width, 1, entry(300, "good"))
+	q.ended(now, 2*time.Hour, true, birth, 2*Width, 1, entry(300, "good"))
 	if q.width() != Width {
 		t.Errorf("suspicion does not end: %+v", q)
 	}
@@ -102,6 +103,29 @@ func TestQuarrel(t *testing.T) {
 	}
 	if q.width() != 1 {
 		t.Error("no suspicion after short connections in a row")
+	}
+	// A broker that takes nothing, not even the birth, is ill: it costs some
+	// messages, not all of them, and no topic.
+	q, birth = quarrel{}, false
+	given := 0
+	for range 10 * untakenMost * strikesMost {
+		if end(true, 0, 1, uint64(given), "p") {
+			given++
+		}
+	}
+	if given != untakenMost || q.banned("p", now) {
+		t.Errorf("%d messages given up, want %d; topic given up: %v", given, untakenMost, q.banned("p", now))
+	}
+	// One that takes others is particular.
+	for range topicFaults {
+		end(true, 1, 1, 0, "q")
+		for range strikesMost {
+			end(true, 0, 1, uint64(1000+given), "p")
+		}
+		given++
+	}
+	if !q.banned("p", now) {
+		t.Error("the topic is not given up by a broker that takes others")
 	}
 }
 

@@ -12,6 +12,7 @@ const (
 	topicFaults = 2         // messages given up on one topic before the topic is
 	topicBan    = time.Hour // how long nothing is sent on such a topic
 	topicsMost  = 1000      // topics remembered
+	untakenMost = 64        // messages given up in a row of a broker that takes none
 
 	// calm is how long a connection must last before a message is sent that the
 	// next hang-up is the last for; at least calmTrips times what an acknowledgement
@@ -33,11 +34,16 @@ const (
 // given up, counted and logged. A link that is cut again and again looks the
 // same, but it does not wait for the message: so the last time the connection
 // must last for a while first, and one that does not clears the message.
+//
+// A broker that takes nothing at all, neither birth nor messages, is more likely
+// ill than particular: no topic is given up for it, and after untakenMost messages
+// the rest is kept.
 type quarrel struct {
 	alone   int // messages still to be sent one at a time; 0: no suspicion
 	short   int // short connections in a row
 	suspect uint64
 	strikes int
+	untaken int // messages given up since the broker took one
 	topics  map[string]*refusedTopic
 }
 
@@ -55,10 +61,13 @@ func (q *quarrel) width() int {
 }
 
 // ended notes the end of a connection that had proved itself: how long it
-// lasted, how many messages were acknowledged on it and how many were in
-// flight, the last one sent, and whether it was the broker who ended it. It
-// reports whether that last message is to be given up.
-func (q *quarrel) ended(now time.Time, lasted time.Duration, hangup bool, acked, inFlight int, last queue.Entry) (giveUp bool) {
+// lasted, whether it was the broker who ended it, whether the birth was
+// acknowledged, how many messages were and how many were in flight, and the last
+// one sent. It reports whether that last message is to be given up.
+func (q *quarrel) ended(now time.Time, lasted time.Duration, hangup, birth bool, acked, inFlight int, last queue.Entry) (giveUp bool) {
+	if birth || acked > 0 {
+		q.untaken = 0
+	}
 	wasAlone := q.alone > 0
 	q.alone = max(0, q.alone-acked)
 	if !hangup || lasted >= healthy {
@@ -80,6 +89,15 @@ func (q *quarrel) ended(now time.Time, lasted time.Duration, hangup bool, acked,
 		return false
 	}
 	q.strikes = 0
+	switch {
+	case q.untaken == untakenMost:
+		return false
+	case q.untaken > 0:
+		q.untaken++
+		q.short = 0
+		return true
+	}
+	q.untaken++
 	if q.topics == nil || len(q.topics) >= topicsMost {
 		q.topics = make(map[string]*refusedTopic)
 	}

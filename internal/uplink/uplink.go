@@ -258,7 +258,7 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 	if err := u.subscriber.all(ctx, c, u.ackPatience); err != nil {
 		return 0, err
 	}
-	asked := time.Now()
+	asked, birth := time.Now(), u.stateTopic()
 	if err := u.greet(ctx, c); err != nil {
 		return 0, err
 	}
@@ -273,7 +273,7 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 	})
 	lasted = time.Since(start)
 	if err != nil && !errors.Is(err, errRenew) {
-		u.judge(c, lasted, last, err)
+		u.judge(c, birth, lasted, last, err)
 	}
 	return lasted, err
 }
@@ -551,9 +551,10 @@ func (u *Uplink) withoutBanned(entries []queue.Entry) []queue.Entry {
 }
 
 // judge asks whether c ended over the message sent last, and gives it up if so.
-func (u *Uplink) judge(c *Conn, lasted time.Duration, last queue.Entry, err error) {
+// birth says whether the broker took the birth on it.
+func (u *Uplink) judge(c *Conn, birth bool, lasted time.Duration, last queue.Entry, err error) {
 	f := c.win.flight()
-	if !u.quarrel.ended(time.Now(), lasted, isHangup(err), f.acked, f.n, last) {
+	if !u.quarrel.ended(time.Now(), lasted, isHangup(err), birth, f.acked, f.n, last) {
 		return
 	}
 	u.refused.Add(1)

@@ -723,6 +723,33 @@ func TestHangsUpAfterEachPacket(t *testing.T) {
 	}
 }
 
+// TestTakesNothing is a broker that lets everybody in and hangs up over whatever
+// is published, and is then mended: a few messages are lost to the suspicion that
+// it is they, the rest waits.
+func TestTakesNothing(t *testing.T) {
+	t.Parallel()
+	var ill atomic.Bool
+	ill.Store(true)
+	b := newFakeBroker(t, func(p packetIn, id uint16) ([]byte, bool) {
+		if p.kind == 3 && ill.Load() {
+			return nil, false
+		}
+		return polite(p, id)
+	})
+	r := run(t, settings(b.url()), func(u *Uplink) {
+		u.backoff.least, u.backoff.most, u.calm = time.Microsecond, 2*time.Microsecond, time.Millisecond
+	})
+	r.publish(t, 0, 300, 1)
+	eventually(t, "patience", func() bool { return r.Status().Refused == untakenMost })
+	enough := b.connects.Load() + 10*strikesMost
+	eventually(t, "further tries", func() bool { return b.connects.Load() >= enough })
+	ill.Store(false)
+	r.drained(t)
+	if s := r.Status(); s.Refused != untakenMost || s.Acked != 300-untakenMost {
+		t.Errorf("%d given up and %d acknowledged, want %d and %d", s.Refused, s.Acked, untakenMost, 300-untakenMost)
+	}
+}
+
 // TestTwoClientsWithOneID lets a second client fight for the id.
 func TestTwoClientsWithOneID(t *testing.T) {
 	b := mosquittotest.Start(t, mosquittotest.Options{})
