@@ -554,7 +554,11 @@ func (b *Bus) finishProbe(o *op, now instant, stopping bool) {
 		return
 	}
 	if !d.probing { // it has answered; perhaps to something else
-		if blame := d.blame; blame != nil && slices.Contains(d.plan.reads, blame) {
+		switch blame := d.blame; {
+		case blame == nil || !slices.Contains(d.plan.reads, blame):
+		case bytes.Equal(blame.req, o.req):
+			blame.silent = 0 // this is its answer; the others were lost
+		default:
 			if blame.silent++; blame.silent > 1 {
 				b.splitSilent(d, blame, now)
 			}

@@ -215,6 +215,22 @@ func TestRefusedGroup(t *testing.T) {
 // Some devices say nothing at all to a read that they do not like. The others
 // of their reads go on, and it is split, too.
 func TestSilentReads(t *testing.T) {
+	t.Run("most answers are lost", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w := newWire(1).baud(19200)
+			asked := 0
+			w.units[1].silent = func(modbus.Table, int, int) bool {
+				asked++
+				return asked%3 != 0 // the request and its repeat; the probe is answered
+			}
+			r := start(t, serialBus(19200), []config.Device{dev("d", 1, registers(0, 1, second)...)}, w)
+			time.Sleep(20 * time.Second)
+			if d := r.device("d"); d.State != Online || len(d.Refused) > 0 {
+				t.Errorf("%v, refused %q: the very read that is answered now and then", d.State, d.Refused)
+			}
+		})
+	})
+
 	for _, tt := range []struct {
 		name   string
 		points []point.Point
