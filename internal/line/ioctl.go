@@ -3,7 +3,6 @@ package line
 import (
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"time"
 	"unsafe"
@@ -39,7 +38,7 @@ const (
 
 // setRS485 arranges for the transmitter to be switched on while we send: by the
 // driver where asked and possible, else by RTS.
-func (t *tty) setRS485(address string, log *slog.Logger) error {
+func (t *tty) setRS485() error {
 	if t.rs485.Mode == config.RS485Kernel {
 		err := t.ioctl(func(fd int) error { return kernelRS485(fd, t.rs485) })
 		if err == nil {
@@ -48,8 +47,7 @@ func (t *tty) setRS485(address string, log *slog.Logger) error {
 		if !errors.Is(err, unix.ENOTTY) && !errors.Is(err, unix.EINVAL) && !errors.Is(err, errors.ErrUnsupported) {
 			return fmt.Errorf("rs485: kernel: %w", err)
 		}
-		log.Warn("the driver does not switch RS-485, doing it by RTS", "address", address, "err", err)
-		t.rs485.Mode = config.RS485RTS
+		t.rs485.Mode, t.byRTS = config.RS485RTS, err
 	}
 	if t.rs485.Mode == config.RS485RTS {
 		// RTS rose when the port was opened; the line must be let go of.

@@ -13,10 +13,11 @@ import (
 // as of a Line's port. Write returns when the bytes are on their way, or, where
 // we switch the transmitter, have left. Close ends a running Read.
 func OpenPort(cfg config.Bus, log *slog.Logger) (io.ReadWriteCloser, error) {
-	t, err := openTTY(cfg, log)
+	t, err := openTTY(cfg)
 	if err != nil {
 		return nil, err
 	}
+	t.tell(cfg.Address, log)
 	if err := t.file.SetReadDeadline(time.Time{}); err != nil {
 		t.close()
 		return nil, err

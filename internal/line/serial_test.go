@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -664,13 +665,20 @@ func TestSerialOpenErrors(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := serialBus(tt.path)
 			cfg.RS485.Mode = tt.mode
-			l := start(t, cfg)
+			var log bytes.Buffer
+			l := New(cfg, slog.New(slog.NewTextHandler(&log, nil)))
+			stop := run(t, l)
 			_, err := l.Do(context.Background(), 1, modbus.ReadRequest(modbus.Coils, 0, 1))
 			if !errors.Is(err, modbus.ErrNotConnected) || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %q, want not connected and %q", err, tt.want)
 			}
 			if l.Connected() {
 				t.Error("Connected")
+			}
+			time.Sleep(300 * time.Millisecond) // some more tries
+			stop()
+			if n := strings.Count(log.String(), "\n"); n != 1 {
+				t.Errorf("%d lines in the log, want one:\n%s", n, &log)
 			}
 		})
 	}

@@ -28,20 +28,23 @@ type tty struct {
 	rs485   config.RS485 // Mode is RS485RTS where the kernel could not
 	char    time.Duration
 	sent    time.Time // when the last byte written will have left
+
+	byRTS error // why the kernel does not switch the transmitter; nil: it does, or was not asked
+	held  int   // for how many ms the adapter holds bytes back; 0: not at all, or nobody knows
 }
 
 // openTTY opens the port of cfg by its path, which may be a link
 // (/dev/serial/by-id) that now leads to another device than before.
-func openTTY(cfg config.Bus, log *slog.Logger) (*tty, error) {
+func openTTY(cfg config.Bus) (*tty, error) {
 	t := &tty{rs485: cfg.RS485, char: cfg.Mode.CharTime()}
-	if err := t.open(cfg, log); err != nil {
+	if err := t.open(cfg); err != nil {
 		t.close()
 		return nil, fmt.Errorf("open %s: %w", cfg.Address, err)
 	}
 	return t, nil
 }
 
-func (t *tty) open(cfg config.Bus, log *slog.Logger) error {
+func (t *tty) open(cfg config.Bus) error {
 	fd, err := openData(cfg.Address)
 	if err != nil {
 		return err
@@ -66,17 +69,27 @@ func (t *tty) open(cfg config.Bus, log *slog.Logger) error {
 	if t.clock, err = newClock(); err != nil {
 		return err
 	}
-	if err := t.setRS485(cfg.Address, log); err != nil {
+	if err := t.setRS485(); err != nil {
 		return err
 	}
 	setLowLatency(fd)
 	if ms, ok := latencyTimer(fd); ok && ms > 1 {
-		log.Info("the adapter holds bytes back; make its latency_timer 1 by a udev rule", "address", cfg.Address, "ms", ms)
+		t.held = ms
 	}
 	if err := t.control.ResetInputBuffer(); err != nil {
 		return fmt.Errorf("reset input: %w", err)
 	}
 	return nil
+}
+
+// tell logs what of the open port is not as it was asked for, or could be better.
+func (t *tty) tell(address string, log *slog.Logger) {
+	if t.byRTS != nil {
+		log.Warn("the driver does not switch RS-485, doing it by RTS", "address", address, "err", t.byRTS)
+	}
+	if t.held > 0 {
+		log.Info("the adapter holds bytes back; make its latency_timer 1 by a udev rule", "address", address, "ms", t.held)
+	}
 }
 
 // errInUse: somebody else holds the port's lock, or opened it for himself alone.

@@ -117,7 +117,7 @@ type opener interface {
 func (l *Line) opener() opener {
 	switch l.cfg.Kind {
 	case config.Serial:
-		return portOpener{l}
+		return &portOpener{line: l}
 	case config.Listen:
 		return &listener{line: l}
 	}
@@ -125,17 +125,24 @@ func (l *Line) opener() opener {
 }
 
 // portOpener opens a serial port.
-type portOpener struct{ line *Line }
+type portOpener struct {
+	line *Line
+	told bool // what is to be said of the port has been
+}
 
-func (o portOpener) open(context.Context) (wire, error) {
-	t, err := openTTY(o.line.cfg, o.line.log)
+func (o *portOpener) open(context.Context) (wire, error) {
+	t, err := openTTY(o.line.cfg)
 	if err != nil {
 		return nil, err
+	}
+	if !o.told {
+		o.told = true
+		t.tell(o.line.cfg.Address, o.line.log)
 	}
 	return t, nil
 }
 
-func (o portOpener) close() {}
+func (o *portOpener) close() {}
 
 // backoff is the wait before the wire is opened again.
 type backoff struct{ first, most, cur time.Duration }
