@@ -136,8 +136,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, f Framing) error {
 		failing = false
 		c := &session{conn: conn, since: time.Now()}
 		if reason := s.admit(c); reason != "" {
+			s.counters.refused.Add(1) // first: a client that sees the end finds it counted
 			conn.Close()
-			s.counters.refused.Add(1)
 			if !refusing {
 				s.log().Warn("client refused", "client", conn.RemoteAddr().String(), "reason", reason)
 			}
