@@ -20,14 +20,15 @@ import (
 )
 
 // TestPacing holds the emulated line to the clock: no byte of an answer is there
-// before its time, and the answer is complete soon after it.
+// before its time, and the answer is complete soon after it, at least when the
+// machine has time for both ends.
 func TestPacing(t *testing.T) {
 	for _, c := range []struct {
 		baud, exchanges int
-		slack           float64 // of the median, as a share of the line's time
+		slack           float64 // of the quickest exchange, as a share of the line's time
 	}{
-		{9600, 8, 0.10},
-		{115200, 60, 0.50},
+		{9600, 8, 0.05},
+		{115200, 60, 0.25},
 	} {
 		t.Run(fmt.Sprint(c.baud), func(t *testing.T) {
 			const latency = time.Millisecond
@@ -65,10 +66,10 @@ func TestPacing(t *testing.T) {
 				time.Sleep(silence)
 			}
 			slices.Sort(took)
-			median := took[len(took)/2]
-			t.Logf("%d baud: median %v of %v (%.4f), least %v", c.baud, median, want, float64(median)/float64(want), took[0])
-			if median > want+time.Duration(float64(want)*c.slack) {
-				t.Errorf("an exchange takes %v, want about %v", median, want)
+			least, median := took[0], took[len(took)/2]
+			t.Logf("%d baud: least %v of %v (%.4f), median %v", c.baud, least, want, float64(least)/float64(want), median)
+			if least > want+time.Duration(float64(want)*c.slack) {
+				t.Errorf("an exchange takes %v at least, want about %v", least, want)
 			}
 			if st := b.Stats(); st.Requests != uint64(c.exchanges) || st.SilenceBroken != 0 || st.BadFrames != 0 || st.Overruns != 0 {
 				t.Errorf("%+v", st)
