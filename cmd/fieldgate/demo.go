@@ -44,8 +44,11 @@ its broker, and a live view. Ctrl-C ends it.
 	if err != nil {
 		return err
 	}
-	if len(rest) > 0 || *limit < 0 {
+	if len(rest) > 0 {
 		return usagef("demo takes only options; \"fieldgate demo -h\" explains it")
+	}
+	if err := notNegative(*limit); err != nil {
+		return err
 	}
 	if *limit > 0 {
 		var cancel context.CancelFunc

@@ -7,8 +7,6 @@ import (
 	"io"
 	"strings"
 	"time"
-
-	"fieldgate/internal/config"
 )
 
 // errHelp: the help was asked for and has been printed.
@@ -145,6 +143,10 @@ func (f *flags) print(w io.Writer) {
 	}
 }
 
-// didYouMean ends an error with the known word that word was most likely meant
-// to be, or with all of them.
-func didYouMean(word string, known []string) string { return config.Suggest(word, known) }
+// notNegative is the fault of the option --for with a time below zero.
+func notNegative(limit time.Duration) error {
+	if limit < 0 {
+		return usagef("--for: %s is below zero; write one such as 10s or 5m", limit)
+	}
+	return nil
+}

@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+
+	"fieldgate/internal/config"
 )
 
 //go:embed presets/*.yaml
@@ -44,7 +46,7 @@ Presets:
 	}
 	text, err := presetFiles.ReadFile("presets/" + *preset + ".yaml")
 	if err != nil {
-		return usagef("there is no preset %q; %s", *preset, didYouMean(*preset, presets))
+		return usagef("there is no preset %q; %s", *preset, config.Suggest(*preset, presets))
 	}
 	if *out == "" || *out == "-" {
 		_, err = a.stdout.Write(text)

@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"fieldgate/internal/config"
 )
 
 // Exit codes (SPEC 3).
@@ -128,10 +130,14 @@ func nobodyReads(err error) bool {
 func (a *app) dispatch(ctx context.Context, args []string) error {
 	f := newFlags("", "[-c FILE] COMMAND [ARGUMENT...]", "")
 	f.StringVar(&a.config, "c", "/etc/fieldgate/fieldgate.yaml", "configuration `FILE`")
+	version := f.Bool("version", false, "print the version, as the command does")
 	f.details = overview
 	args, err := f.parseLeading(a, args)
 	if err != nil {
 		return err
+	}
+	if *version {
+		args = append([]string{"version"}, args...)
 	}
 	if len(args) == 0 {
 		f.print(a.stderr)
@@ -160,7 +166,7 @@ func dispatch(ctx context.Context, a *app, prefix string, list []command, args [
 		}
 		names[i] = c.name
 	}
-	return usagef("%q is not a command of %s; %s", args[0], prefix, didYouMean(args[0], names))
+	return usagef("%q is not a command of %s; %s", args[0], prefix, config.Suggest(args[0], names))
 }
 
 // group is a command that has commands of its own, list: it prints its help, or

@@ -167,7 +167,7 @@ func namedUplink(path, name string) (config.Uplink, error) {
 		}
 		names = append(names, u.Name)
 	}
-	return config.Uplink{}, usagef("%q is neither a URL such as mqtt://HOST nor an uplink in %s; %s", name, path, didYouMean(name, names))
+	return config.Uplink{}, usagef("%q is neither a URL such as mqtt://HOST nor an uplink in %s; %s", name, path, config.Suggest(name, names))
 }
 
 // connect opens a connection to the first of the broker's addresses that

@@ -43,8 +43,11 @@ configs/simulate-plant.yaml shows and explains them.`)
 	if err != nil {
 		return err
 	}
-	if len(rest) != 1 || *limit < 0 {
+	if len(rest) != 1 {
 		return usagef("simulate takes one FILE; \"fieldgate simulate -h\" explains it")
+	}
+	if err := notNegative(*limit); err != nil {
+		return err
 	}
 	plant, err := simulate.Load(rest[0])
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
@@ -106,11 +109,26 @@ func plantText(w io.Writer, plant *simulate.Plant) error {
 			continue
 		}
 		d, p := b.Devices[0], b.Devices[0].Points()[0]
-		_, err := fmt.Fprintf(w, "try:  fieldgate modbus read '%s' --unit %d %s --type '%s'\n",
-			busURL(b), d.Unit(), point.FormatAddress(p.Table, p.Address), p.TypeName())
+		_, err := fmt.Fprintf(w, "try:  fieldgate modbus read '%s' --unit %d %s --type '%s'%s\n",
+			busURL(b), d.Unit(), point.FormatAddress(p.Table, p.Address), p.TypeName(), layoutOptions(&p))
 		return err
 	}
 	return nil
+}
+
+// layoutOptions are the options of the modbus commands for what a point has
+// besides its type.
+func layoutOptions(p *point.Point) (text string) {
+	if p.Words() > 1 && p.Order != point.ABCD {
+		text += " --order " + p.Order.String()
+	}
+	if one := (point.Decimal{Mant: 1}); p.Scale != one && !p.Scale.IsZero() {
+		text += " --scale " + p.Scale.String()
+	}
+	if !p.Offset.IsZero() {
+		text += " --offset " + p.Offset.String()
+	}
+	return text
 }
 
 // busURL is the URL that the modbus commands take for a bus.
@@ -130,16 +148,16 @@ func plantSummary(w io.Writer, plant *simulate.Plant) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, b := range plant.Buses {
 		s := b.Stats()
-		fmt.Fprintf(t, "%s\t%d requests\t%d bad frames", b.Name, s.Requests, s.BadFrames)
+		fmt.Fprintf(t, "%s\t%s\t%s", b.Name, count(int(s.Requests), "request", "requests"), count(int(s.BadFrames), "bad frame", "bad frames"))
 		if b.Kind == config.Serial {
 			fmt.Fprintf(t, "\tsilence broken before %d", s.SilenceBroken)
 		}
 		fmt.Fprintln(t)
 		for _, d := range b.Devices {
-			fmt.Fprintf(t, "  %s\t%d requests", d.Name(), d.Requests())
+			fmt.Fprintf(t, "  %s\t%s", d.Name(), count(d.Requests(), "request", "requests"))
 			if last, all := d.Writes(); all > 0 {
 				l := last[len(last)-1]
-				fmt.Fprintf(t, "\t%d writes, the last: %s = %v", all, point.FormatAddress(l.Table, l.Address), l.Values)
+				fmt.Fprintf(t, "\t%s, the last: %s = %v", count(all, "write", "writes"), point.FormatAddress(l.Table, l.Address), l.Values)
 			}
 			fmt.Fprintln(t)
 		}

@@ -104,7 +104,7 @@ devices:
 func TestSimulateText(t *testing.T) {
 	lines, stop := simulated(t, `
 buses: { plc: { tcp: "127.0.0.1:0", framing: rtu }, spare: { udp: "127.0.0.1:0" } }
-devices: { press: { bus: plc, unit: 7, points: { force: { at: holding 0, type: int32, value: 17 } } } }
+devices: { press: { bus: plc, unit: 7, points: { force: { at: holding 0, type: int32, order: CDAB, scale: 0.1, offset: -2, value: 17 } } } }
 `)
 	first, second, hint := next(t, lines), next(t, lines), next(t, lines)
 	if !strings.HasPrefix(first, "plc    rtu+tcp://127.0.0.1:") || !strings.HasSuffix(first, "press (7)") || !strings.HasPrefix(second, "spare  udp://127.0.0.1:") {
@@ -119,7 +119,7 @@ devices: { press: { bus: plc, unit: 7, points: { force: { at: holding 0, type: i
 		t.Errorf("%s: %d %q %s", command, code, stdout, stderr)
 	}
 	rest, err := stop()
-	if got := strings.Join(rest, "\n"); err != nil || !strings.Contains(got, "plc      1 requests  0 bad frames") {
+	if got := strings.Join(rest, "\n"); err != nil || !strings.Contains(got, "plc      1 request  0 bad frames") {
 		t.Errorf("%s, %v", got, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -163,7 +164,7 @@ func (v *view) page() []byte {
 			line("%-22s %22s", id, "-")
 			continue
 		}
-		line("%-22s %22s %-6s %-9s %s", id, sample.Value, v.demo.units[id], sample.Quality, since(sample.Time))
+		line("%-22s %22s %-6s %-9s %s", id, shown(sample.Value), v.demo.units[id], sample.Quality, since(sample.Time))
 	}
 	line("")
 	line("MESSAGES")
@@ -171,6 +172,14 @@ func (v *view) page() []byte {
 		line("%s %s", m.topic, m.payload)
 	}
 	return append([]byte("\x1b[H"), append(fit(p.Bytes(), height), "\x1b[J"...)...)
+}
+
+// shown is a value as JSON has it, but for the quotes: true rather than 1.
+func shown(v point.Value) string {
+	if b, ok := v.Bool(); ok {
+		return strconv.FormatBool(b)
+	}
+	return v.String()
 }
 
 // fit keeps the first lines of a page, as many as the terminal has, and ends the

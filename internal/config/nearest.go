@@ -82,7 +82,7 @@ func Suggest(word string, known []string) string {
 	if len(known) == 0 {
 		return "there is none"
 	}
-	const most = 12
+	const most = 32
 	if len(known) > most {
 		return "known: " + strings.Join(known[:most], ", ") + ", …"
 	}

@@ -254,7 +254,10 @@ func (r *resolver) usefulness() {
 			r.out()
 		}
 	}
-	if len(r.cfg.Uplinks) == 0 && r.cfg.Broker == nil && len(r.cfg.Servers) == 0 && len(r.cfg.Devices) > 0 {
+	switch ends := len(r.cfg.Uplinks) > 0 || r.cfg.Broker != nil || len(r.cfg.Servers) > 0; {
+	case !ends && len(r.raw.buses)+len(r.cfg.Devices)+len(r.found) == 0:
+		r.warnf(r.root, "there is nothing to do; add buses: and devices:, and uplinks: or broker: for their values")
+	case !ends && len(r.cfg.Devices) > 0:
 		r.warnf(r.root, "values go nowhere: there are no uplinks, no broker and no servers; add uplinks: or broker:")
 	}
 	if has(r.root, "publish") && len(r.cfg.Devices) == 0 && len(r.found) == 0 {

@@ -299,7 +299,11 @@ func (d *decoder) duration(n *node, least, most time.Duration, want string) (tim
 		if s == "0" && least == 0 {
 			return 0, true
 		}
-		d.shapef(n, "%s has no unit; write %ss or %sms", s, s, s)
+		other := "ms"
+		if most > maxWait { // what is kept for days
+			other = "d"
+		}
+		d.shapef(n, "%s has no unit; write %ss or %s%s", s, s, s, other)
 		return 0, false
 	}
 	v, ok := parseDuration(s)

@@ -8,6 +8,7 @@ import (
 
 	"fieldgate/internal/bus"
 	"fieldgate/internal/config"
+	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
 	"fieldgate/internal/publish"
 )
@@ -191,13 +192,17 @@ func IntervalName(i point.Interval) string {
 	return config.FormatDuration(time.Duration(i))
 }
 
-// WireName says what a bus is made of.
+// WireName says what a bus is made of: the kind, where it is, the mode of a serial
+// port, and the framing where the kind does not say it.
 func WireName(b config.Bus) string {
 	name := b.Kind.String() + " " + b.Address
 	if b.Kind == config.Serial {
 		name += " " + b.Mode.String()
 	}
-	return name + " " + b.Framing.String()
+	if b.Framing != modbus.FramingTCP { // which is that of tcp and udp
+		name += " " + b.Framing.String()
+	}
+	return name
 }
 
 // planOutlets adds up what the rules send to each broker.
