@@ -54,6 +54,27 @@ func (h *herald) device(name string, state bus.State) {
 	h.wake()
 }
 
+// readWithin is how long after the start a device may be without a state.
+const readWithin = 2 * time.Second
+
+// unread says of the devices that nothing is known of yet that they are offline:
+// brokers may have kept another word of before a crash.
+func (h *herald) unread() {
+	for _, w := range h.gateway.wires {
+		for _, d := range w.bus.Status().Devices {
+			if d.State != bus.Unknown {
+				continue
+			}
+			h.mu.Lock()
+			if _, newer := h.states[d.Name]; !newer {
+				h.states[d.Name] = bus.Offline
+			}
+			h.mu.Unlock()
+		}
+	}
+	h.wake()
+}
+
 func (h *herald) wake() {
 	select {
 	case h.changed <- struct{}{}:
@@ -65,6 +86,8 @@ func (h *herald) run(ctx context.Context) error {
 	h.local(ctx, online)
 	tick := time.NewTicker(h.cfg.Every)
 	defer tick.Stop()
+	unread := time.NewTimer(readWithin)
+	defer unread.Stop()
 	defer h.beat.Stops()
 	for {
 		h.beat.Rests(h.cfg.Every)
@@ -78,6 +101,8 @@ func (h *herald) run(ctx context.Context) error {
 		case <-h.changed:
 			h.devices(ctx)
 			h.tell(ctx)
+		case <-unread.C:
+			h.unread()
 		case <-tick.C:
 			h.stats(ctx)
 		}
