@@ -86,6 +86,19 @@ func tellAwake(t *testing.T, text string, known bool) (told, failed string) {
 			return told, failed
 		}
 		t.Logf("the machine stood still for %v, telling the story again; it had come out as:\n%s%s", stalled, told, failed)
+		calm(awake)
+	}
+}
+
+// calm waits, not for ever, until nothing is kept from running for as long as
+// awake: a build beside us takes a while.
+func calm(awake time.Duration) {
+	for range 50 {
+		longest := watchStalls()
+		time.Sleep(300 * time.Millisecond)
+		if longest() < awake {
+			return
+		}
 	}
 }
 
