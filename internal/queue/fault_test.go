@@ -37,6 +37,19 @@ func many(short, most int) int {
 	return short
 }
 
+// memoryDir returns a folder in memory, where a sync takes no time; it is for tests
+// in which the disk is played.
+func memoryDir(t testing.TB) (dir string, remove func()) {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "fieldgate-queue-")
+	if err != nil {
+		dir = t.TempDir()
+	}
+	remove = func() { _ = os.RemoveAll(dir) }
+	t.Cleanup(remove)
+	return dir, remove
+}
+
 // contents opens a queue on a file with these bytes and returns what it hands
 // out, and what became of the file. It fails the test if that takes more than
 // the five seconds in which a gateway must be up.
@@ -124,7 +137,7 @@ func TestDamagedFile(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 3))
 	const n = 1000
 	whole := image(t, n)
-	dir := t.TempDir()
+	dir, _ := memoryDir(t)
 	if got, _ := contents(t, dir, whole); len(got) != n {
 		t.Fatalf("%d messages in the whole file, want %d", len(got), n)
 	}
@@ -251,8 +264,9 @@ func TestCrashImages(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 4))
-	q := startWith(t, t.TempDir(), config.Queue{Commit: time.Hour}, small())
-	dir := t.TempDir()
+	dir, _ := memoryDir(t)
+	q := startWith(t, dir, config.Queue{Commit: time.Hour}, small())
+	dir, _ = memoryDir(t)
 	read := func() []byte {
 		data, err := os.ReadFile(q.file())
 		if err != nil {
@@ -360,6 +374,7 @@ func TestKilled(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 5))
 	dir := t.TempDir()
+	look, _ := memoryDir(t)
 	synced, doneBelow := 0, 0 // over all rounds, in the same file
 	for round := range many(12, 200) {
 		from := (round + 1) * 1_000_000
@@ -399,7 +414,7 @@ func TestKilled(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, s := contents(t, t.TempDir(), data)
+		got, s := contents(t, look, data)
 		ascending(t, "after a kill", got)
 		if s.Damaged > 0 {
 			t.Fatalf("%d damaged", s.Damaged)

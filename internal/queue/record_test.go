@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -207,45 +209,87 @@ func (f *folder) grow(file int, length int64) {
 	}
 }
 
-// killed returns the folder after the first n calls and, if the next is a
-// write, some bytes of that: what is there when the process is killed.
-func rebuildKilled(calls []call, n int, rnd *rand.Rand) *folder {
-	f := &folder{make(map[int][]byte), make(map[string]int)}
-	for _, c := range calls[:n] {
-		f.do(c, len(c.data))
+func (f *folder) clone() *folder {
+	c := &folder{make(map[int][]byte, len(f.data)), maps.Clone(f.names)}
+	for n, d := range f.data {
+		c.data[n] = bytes.Clone(d)
 	}
-	if n < len(calls) && calls[n].kind == "write" {
-		f.do(calls[n], rnd.IntN(len(calls[n].data)+1))
+	return c
+}
+
+// replay goes through a record, call by call.
+type replay struct {
+	done    *folder // what all calls so far have made of the folder
+	safe    *folder // and those alone that a power cut leaves
+	pending []call  // the others
+
+	made, synced, doneBelow int // what the process said of its messages
+}
+
+func newReplay() *replay {
+	empty := func() *folder { return &folder{make(map[int][]byte), make(map[string]int)} }
+	return &replay{done: empty(), safe: empty(), made: -1, synced: -1}
+}
+
+func (r *replay) step(c call) {
+	r.done.do(c, len(c.data))
+	switch c.kind {
+	case "says":
+		r.hear(c.said)
+	case "sync":
+		r.settle(func(p call) bool { return p.file == c.file && (p.kind == "write" || p.kind == "truncate") })
+	case "sync folder":
+		r.settle(func(p call) bool { return p.kind != "write" && p.kind != "truncate" })
+	default:
+		r.pending = append(r.pending, c)
+	}
+}
+
+func (r *replay) hear(said string) {
+	word, number, _ := strings.Cut(said, " ")
+	i, err := strconv.Atoi(number)
+	if err != nil {
+		return
+	}
+	switch word {
+	case "makes":
+		r.made = i
+	case "synced":
+		r.synced = i
+	case "done":
+		r.doneBelow = i + 1
+	}
+}
+
+// settle makes those that are pending safe.
+func (r *replay) settle(is func(call) bool) {
+	r.pending = slices.DeleteFunc(r.pending, func(c call) bool {
+		if !is(c) {
+			return false
+		}
+		r.safe.do(c, len(c.data))
+		return true
+	})
+}
+
+// killed returns the folder with, if the next call is a write, some bytes of that:
+// what is there when the process is killed.
+func (r *replay) killed(next call, rnd *rand.Rand) *folder {
+	f := r.done.clone()
+	if next.kind == "write" {
+		f.do(next, rnd.IntN(len(next.data)+1))
 	}
 	return f
 }
 
-// rebuildCut returns what a power cut after the first n calls may leave: what
-// was synced, and of the rest any of it, writes perhaps in part.
-func rebuildCut(calls []call, n int, rnd *rand.Rand) *folder {
-	f := &folder{make(map[int][]byte), make(map[string]int)}
-	synced := make(map[int]int) // by file: the last sync of it
-	folderSynced := -1
-	for i, c := range calls[:n] {
-		switch c.kind {
-		case "sync":
-			synced[c.file] = i
-		case "sync folder":
-			folderSynced = i
-		}
-	}
-	for i, c := range calls[:n] {
-		safe := false
-		switch c.kind {
-		case "write", "truncate":
-			last, ok := synced[c.file]
-			safe = ok && last > i
-		case "create", "rename", "remove":
-			safe = folderSynced > i
-		}
+// cut returns what a power cut may leave: what was synced, and of the rest any of
+// it, writes perhaps in part.
+func (r *replay) cut(rnd *rand.Rand) *folder {
+	f := r.safe.clone()
+	for _, c := range r.pending {
 		const sector = 512
 		switch keep := rnd.IntN(3); {
-		case safe || keep == 0:
+		case keep == 0:
 			f.do(c, len(c.data))
 		case keep == 1 && c.kind == "write":
 			f.do(c, min(len(c.data), sector*rnd.IntN(len(c.data)/sector+1)))
@@ -287,20 +331,25 @@ func TestRecordedImages(t *testing.T) {
 		dir := t.TempDir()
 		calls := trace(t, dir, "TestRecordedImages", fmt.Sprintf("FIELDGATE_TEST_PAYLOAD=%d", payload), fmt.Sprintf("FIELDGATE_TEST_ROUNDS=%d", many(8, 40)))
 		share := many(len(calls)/25, len(calls)/250) // one in so many moments is looked at
+		r := newReplay()
 		for n := 0; n <= len(calls); n++ {
-			if rnd.IntN(max(share, 1)) > 0 && !aboutNames(calls, n) {
-				continue
+			next := call{}
+			if n < len(calls) {
+				next = calls[n]
 			}
-			kinds := []func([]call, int, *rand.Rand) *folder{rebuildKilled, rebuildCut}
-			if *long {
-				kinds = append(kinds, rebuildCut, rebuildCut)
-			}
-			for _, rebuild := range kinds {
-				images++
-				if checkImage(t, rebuild(calls, n, rnd), calls[:n]) > 0 {
-					promised++
+			if rnd.IntN(max(share, 1)) == 0 || aboutNames(calls, n) {
+				folders := []*folder{r.killed(next, rnd)}
+				for range many(1, 3) {
+					folders = append(folders, r.cut(rnd))
+				}
+				for _, f := range folders {
+					images++
+					if checkImage(t, f, r) > 0 {
+						promised++
+					}
 				}
 			}
+			r.step(next)
 		}
 	}
 	t.Logf("%d images opened, in %d of them messages were promised", images, promised)
@@ -322,29 +371,11 @@ func aboutNames(calls []call, n int) bool {
 
 // checkImage opens a queue on an image and returns how many messages were
 // promised at that moment.
-func checkImage(t *testing.T, f *folder, before []call) int {
+func checkImage(t *testing.T, f *folder, before *replay) int {
 	t.Helper()
-	synced, doneBelow, made := -1, 0, -1
-	for _, c := range before {
-		word, number, _ := strings.Cut(c.said, " ")
-		i, err := strconv.Atoi(number)
-		if c.kind != "says" || err != nil {
-			continue
-		}
-		switch word {
-		case "makes":
-			made = i
-		case "synced":
-			synced = i
-		case "done":
-			doneBelow = i + 1
-		}
-	}
-	dir, err := os.MkdirTemp(t.TempDir(), "image")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer os.RemoveAll(dir)
+	made, synced, doneBelow := before.made, before.synced, before.doneBelow
+	dir, remove := memoryDir(t)
+	defer remove()
 	f.write(t, dir)
 	got, s := contentsOf(t, dir)
 	have := make(map[int]bool)

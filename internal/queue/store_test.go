@@ -551,7 +551,8 @@ func TestFileAgainstModel(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(seed, 6))
 	cfg := config.Queue{Commit: time.Hour, MaxBytes: 1 << 30}
 	b := bounds{most: 1 << 20, keep: 40_000, full: 30_000, pause: time.Second}
-	r := startWith(t, t.TempDir(), cfg, b)
+	dir, _ := memoryDir(t)
+	r := startWith(t, dir, cfg, b)
 	var m model
 	m.cfg = cfg
 	history := map[uint64]mqtt.Message{}
