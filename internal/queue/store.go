@@ -29,6 +29,9 @@ var errTaken = errors.New("file was taken away")
 const (
 	lookEvery = time.Second // for messages past their age, and between full and not
 	pauseMost = time.Minute // after a fault of the file
+
+	// tookFirst is how long the first commit is thought to take: it makes the file.
+	tookFirst = 100 * time.Millisecond
 )
 
 // A disk counts as full until it has room for so much as was to be written last,
@@ -62,7 +65,8 @@ type store struct {
 	large time.Time // until then it is left as large as it is
 	retry time.Time // when failing: not before
 	pause time.Duration
-	short int64 // bytes for which it had no room when it failed; 0: that was not it
+	took  time.Duration // the longest commit of late
+	short int64         // bytes for which it had no room when it failed; 0: that was not it
 
 	// For all.
 	failing    atomic.Bool // it takes nothing: no write has succeeded since one failed
@@ -71,7 +75,7 @@ type store struct {
 }
 
 func newStore(dir, name string, log *slog.Logger) *store {
-	s := &store{path: filepath.Join(dir, fileName(name)), log: log}
+	s := &store{path: filepath.Join(dir, fileName(name)), log: log, took: tookFirst}
 	if strconv.IntSize == 32 {
 		s.most = addressMost
 	}
@@ -201,10 +205,7 @@ func (q *Queue) Run(ctx context.Context) error {
 	if q.store != nil {
 		q.index()
 	}
-	period := lookEvery
-	if q.cfg.Commit > 0 {
-		period = min(period, max(q.cfg.Commit/4, 10*time.Millisecond))
-	}
+	period := q.period()
 	tick := time.NewTimer(q.untilLook(period))
 	defer tick.Stop()
 	var losses losses
@@ -231,6 +232,21 @@ func (q *Queue) Run(ctx context.Context) error {
 		q.Clock.Look()
 		q.lookForLosses(now, &losses)
 	}
+}
+
+// period is the time between two looks at what waits.
+func (q *Queue) period() time.Duration {
+	if q.cfg.Commit == 0 {
+		return lookEvery
+	}
+	return min(lookEvery, max(q.cfg.Commit/4, 10*time.Millisecond))
+}
+
+// ripe is how old a message must be at a look to be written: at the next look, and
+// with the time that the disk takes, it would be older than the commit interval.
+// A disk that is slower than half of it is not written without a pause.
+func (q *Queue) ripe() time.Duration {
+	return q.cfg.Commit - q.period() - min(q.store.took, q.cfg.Commit/2)
 }
 
 // untilLook returns how long it is to the next look: at a multiple of period, or
@@ -541,7 +557,9 @@ func (q *Queue) persist(all bool) {
 			}
 			return
 		}
+		begin := time.Now()
 		more, err := q.write(below, q.takeStale(below), puts)
+		s.took = max(time.Since(begin), s.took*7/8)
 		if err != nil {
 			if q.writeFailed(now, err, bytes) {
 				continue
@@ -568,8 +586,8 @@ func (q *Queue) persist(all bool) {
 
 // due returns what is to be written now, the number after the last of it, and
 // its bytes: nothing, or all that is not in the file (within the bounds of a
-// transaction), once the oldest of it is as old as the commit interval, Sync or
-// Accept waits for it, DeliverNow brought some of it, it takes too much memory,
+// transaction), once the oldest of it will soon be as old as the commit interval,
+// Sync or Accept waits for it, DeliverNow brought some of it, it takes too much memory,
 // or with all.
 func (q *Queue) due(all bool, now time.Time) (puts []put, upTo uint64, bytes int64) {
 	if !q.ready {
@@ -581,8 +599,7 @@ func (q *Queue) due(all bool, now time.Time) (puts []put, upTo uint64, bytes int
 		return nil, q.synced, 0
 	}
 	age := now.Sub(q.start) - c.records[i].at
-	// The next look is a quarter of the interval away.
-	if !all && age < q.cfg.Commit*3/4 && len(q.waits) == 0 && !q.late(now) && q.hasty <= q.synced && q.unwritten() < q.full {
+	if !all && age < q.ripe() && len(q.waits) == 0 && !q.late(now) && q.hasty <= q.synced && q.unwritten() < q.full {
 		return nil, q.synced, 0
 	}
 	for ci := q.locate(q.synced); ci < len(q.chunks); ci++ {
