@@ -18,15 +18,6 @@ import (
 	"fieldgate/internal/point"
 )
 
-// auditCommands are the words after "fieldgate audit".
-func auditCommands() []command {
-	return []command{
-		{"ls", "print the record, or what of it is asked for", cmdAuditLs},
-		{"verify", "check that nothing was changed, taken out or put in", cmdAuditVerify},
-		{"export", "write it to a file, as JSON lines or CSV", cmdAuditExport},
-	}
-}
-
 func cmdAudit(ctx context.Context, a *app, args []string) error {
 	f := newFlags("audit", "COMMAND [--data DIR] [ARGUMENT...]", `
 Who wrote that register? Every write that was asked for stands in a record on
@@ -35,7 +26,11 @@ disk, with who asked and what came of it. It can be read while the gateway runs.
   fieldgate audit ls --since 24h --point 'boiler.*'
   fieldgate audit verify
   fieldgate audit export --format csv writes.csv`)
-	return f.group(ctx, a, auditCommands(), args)
+	return f.group(ctx, a, []command{
+		{"ls", "print the record, or what of it is asked for", cmdAuditLs},
+		{"verify", "check that nothing was changed, taken out or put in", cmdAuditVerify},
+		{"export", "write it to a file, as JSON lines or CSV", cmdAuditExport},
+	}, args)
 }
 
 // auditRead is what all that prints records is asked: where they are, and which.

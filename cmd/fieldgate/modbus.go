@@ -18,18 +18,6 @@ import (
 	"fieldgate/internal/probe"
 )
 
-// modbusCommands are the words after "fieldgate modbus".
-func modbusCommands() []command {
-	return []command{
-		{"read", "read values from a device", cmdModbusRead},
-		{"write", "write values to a device and read them back", cmdModbusWrite},
-		{"scan", "find the units on a bus, or the registers of a unit", cmdModbusScan},
-		{"pdu", "send one raw request and explain the answer", cmdModbusPDU},
-		{"decode", "show registers in every type and order, to find the right one", cmdModbusDecode},
-		{"serve", "be a device, to try a PLC or a client with", cmdModbusServe},
-	}
-}
-
 func cmdModbus(ctx context.Context, a *app, args []string) error {
 	f := newFlags("modbus", "COMMAND URL [ARGUMENT...]", `
 Speaks Modbus directly to a device, without a configuration or a gateway.
@@ -44,7 +32,14 @@ URL names the wire:
   ascii:///dev/ttyUSB0?mode=9600-7E1        a serial line, ASCII
   rtu+tcp://HOST:PORT                       RTU frames through a serial server
   udp://HOST:PORT                           Modbus TCP frames in UDP`)
-	return f.group(ctx, a, modbusCommands(), args)
+	return f.group(ctx, a, []command{
+		{"read", "read values from a device", cmdModbusRead},
+		{"write", "write values to a device and read them back", cmdModbusWrite},
+		{"scan", "find the units on a bus, or the registers of a unit", cmdModbusScan},
+		{"pdu", "send one raw request and explain the answer", cmdModbusPDU},
+		{"decode", "show registers in every type and order, to find the right one", cmdModbusDecode},
+		{"serve", "be a device, to try a PLC or a client with", cmdModbusServe},
+	}, args)
 }
 
 // peer holds the options of everything that talks to a device.

@@ -21,15 +21,6 @@ import (
 	"fieldgate/internal/uplink"
 )
 
-// mqttCommands are the words after "fieldgate mqtt".
-func mqttCommands() []command {
-	return []command{
-		{"pub", "publish messages", cmdMQTTPub},
-		{"sub", "print the messages that arrive", cmdMQTTSub},
-		{"test", "try a broker step by step", cmdMQTTTest},
-	}
-}
-
 func cmdMQTT(ctx context.Context, a *app, args []string) error {
 	f := newFlags("mqtt", "COMMAND BROKER [ARGUMENT...]", `
 Speaks MQTT directly to a broker, without a gateway.
@@ -49,7 +40,11 @@ addresses, user, password and certificates are then used:
 A user and a password can stand in the URL, mqtt://USER:PASSWORD@HOST, where
 other users of this machine can see them; better are --user with
 --password-file, or the password in the environment as MQTT_PASSWORD.`)
-	return f.group(ctx, a, mqttCommands(), args)
+	return f.group(ctx, a, []command{
+		{"pub", "publish messages", cmdMQTTPub},
+		{"sub", "print the messages that arrive", cmdMQTTSub},
+		{"test", "try a broker step by step", cmdMQTTTest},
+	}, args)
 }
 
 // passwordEnv is the variable that a password is taken from when no option

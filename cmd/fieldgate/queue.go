@@ -20,15 +20,6 @@ import (
 	"fieldgate/internal/queue"
 )
 
-// queueCommands are the words after "fieldgate queue".
-func queueCommands() []command {
-	return []command{
-		{"ls", "what waits for each uplink", cmdQueueLs},
-		{"export", "print what waits for an uplink, as JSON lines", cmdQueueExport},
-		{"purge", "delete what waits for an uplink", cmdQueuePurge},
-	}
-}
-
 func cmdQueue(ctx context.Context, a *app, args []string) error {
 	f := newFlags("queue", "COMMAND [--data DIR] [ARGUMENT...]", `
 Looks at the messages that wait for an uplink in the data directory of a gateway
@@ -37,7 +28,11 @@ that is stopped. (While it runs, …/stats says what waits.)
   fieldgate queue ls
   fieldgate queue export cloud --topic 'plant/#' > waiting.jsonl
   fieldgate queue purge cloud`)
-	return f.group(ctx, a, queueCommands(), args)
+	return f.group(ctx, a, []command{
+		{"ls", "what waits for each uplink", cmdQueueLs},
+		{"export", "print what waits for an uplink, as JSON lines", cmdQueueExport},
+		{"purge", "delete what waits for an uplink", cmdQueuePurge},
+	}, args)
 }
 
 // queueError says what is wrong with the queue of an uplink in dir.
