@@ -433,7 +433,7 @@ func (r *resolver) command(raw *rawCommand, all []writable, known []string) (Com
 	before := len(r.found)
 	c := raw.Command
 	c.Topic = strings.ReplaceAll(c.Topic, "{site}", cleanLevel(r.cfg.Site.ID))
-	c.Filter = levelFilter(c.Topic)
+	c.Filter = LevelFilter(c.Topic, "{")
 	c.Ack = raw.ack.CommandAck
 	c.Ack.Topic = strings.ReplaceAll(c.Ack.Topic, "{site}", cleanLevel(r.cfg.Site.ID))
 	if c.Kind = r.commandKind(raw); c.Kind == 0 {
@@ -471,11 +471,12 @@ func (r *resolver) command(raw *rawCommand, all []writable, known []string) (Com
 	return c, len(r.found) == before
 }
 
-// levelFilter puts + in the place of each level that holds a placeholder.
-func levelFilter(topic string) string {
+// LevelFilter puts + in the place of each level of a topic that holds mark, which
+// stands for a placeholder.
+func LevelFilter(topic, mark string) string {
 	levels := strings.Split(topic, "/")
 	for i, l := range levels {
-		if strings.Contains(l, "{") {
+		if strings.Contains(l, mark) {
 			levels[i] = "+"
 		}
 	}
@@ -834,7 +835,7 @@ func (c *Command) ackFilter() string {
 	case c.Kind == EventCommand:
 		return ""
 	case c.Ack.Topic != "":
-		return levelFilter(c.Ack.Topic)
+		return LevelFilter(c.Ack.Topic, "{")
 	case strings.HasSuffix(c.Filter, "#"):
 		return c.Filter
 	}

@@ -402,6 +402,21 @@ func (d *decoder) unknown(k *node, where, remedy string) {
 	d.shapef(k, "is not a key of %s; %s", where, remedy)
 }
 
+// once reports whether the key k of m may be read: it is no merge key, and not
+// among those seen before, to which it is added. The path ends with it.
+func (d *decoder) once(k, m *node, seen map[string]bool) bool {
+	switch {
+	case k.Text == "<<":
+		d.unknown(k, "", "")
+	case seen[k.Text]:
+		d.twice(k, m)
+	default:
+		seen[k.Text] = true
+		return true
+	}
+	return false
+}
+
 // twice reports a key that m has before k. The path ends with it.
 func (d *decoder) twice(k, m *node) {
 	first, _ := m.Get(k.Text)

@@ -295,13 +295,7 @@ func entries(entry value[rawEntry]) value[[]rawPlaced] {
 			d.in(k.Text)
 			e := rawPlaced{key: k, at: val, is: rawEntry{order: unsetOrder, staleAfter: unsetDuration}}
 			var ok1, ok2 bool
-			switch {
-			case k.Text == "<<":
-				d.unknown(k, "", "")
-			case seen[k.Text]:
-				d.twice(k, n)
-			default:
-				seen[k.Text] = true
+			if d.once(k, n, seen) {
 				e.place, ok1 = where.read(d, k)
 				if ok1 && e.place.table == 0 {
 					d.faultf(k, "there is no such address; they end with 65535")
@@ -342,13 +336,7 @@ func passes() value[[]rawPass] {
 		seen := make(map[string]bool, n.Len())
 		for k, val := range n.Entries {
 			d.in(k.Text)
-			switch {
-			case k.Text == "<<":
-				d.unknown(k, "", "")
-			case seen[k.Text]:
-				d.twice(k, n)
-			default:
-				seen[k.Text] = true
+			if d.once(k, n, seen) {
 				units, ok1 := ids.read(d, k.Unquoted())
 				name, ok2 := bus.read(d, val)
 				if ok1 && ok2 {

@@ -3,7 +3,6 @@ package gateway
 import (
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 
 	"fieldgate/internal/bus"
@@ -111,7 +110,7 @@ func echoes(cfg *config.Config, topics []publish.Topic) []config.Fault {
 		to := cfg.Publish[t.Rule].To
 		for j := range cfg.Commands {
 			c := &cfg.Commands[j]
-			if !meets(to, c.From) || !config.Overlap(c.Filter, publishedOn(t.Name)) {
+			if !meets(to, c.From) || !config.Overlap(c.Filter, config.LevelFilter(t.Name, "{Value}")) {
 				continue
 			}
 			said = t.Rule
@@ -121,17 +120,6 @@ func echoes(cfg *config.Config, topics []publish.Topic) []config.Fault {
 		}
 	}
 	return faults
-}
-
-// publishedOn returns the filter of a rule's topic: its value may be any.
-func publishedOn(topic string) string {
-	levels := strings.Split(topic, "/")
-	for i, l := range levels {
-		if strings.Contains(l, "{Value}") {
-			levels[i] = "+"
-		}
-	}
-	return strings.Join(levels, "/")
 }
 
 // meets reports whether what a rule publishes reaches an uplink that commands
