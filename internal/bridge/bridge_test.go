@@ -1,7 +1,6 @@
 package bridge
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -18,33 +17,16 @@ import (
 	"fieldgate/internal/mqtt/mosquittotest"
 	"fieldgate/internal/queue"
 	"fieldgate/internal/uplink"
+	"fieldgate/test/testlog"
 )
 
 const patience = 20 * time.Second
-
-// lockedLog is a log that a test reads while it is written.
-type lockedLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // site is a gateway as far as a bridge sees it: its broker, and one uplink.
 type site struct {
 	t      testing.TB
 	name   string
-	log    *lockedLog
+	log    *testlog.Log
 	broker *broker.Broker
 	queue  *queue.Queue
 	uplink *uplink.Uplink
@@ -57,7 +39,7 @@ type site struct {
 // open starts the embedded broker of a site. It ends with the test.
 func open(t testing.TB, name string) *site {
 	t.Helper()
-	s := &site{t: t, name: name, log: &lockedLog{}}
+	s := &site{t: t, name: name, log: &testlog.Log{}}
 	cfg := config.Broker{Listen: []config.BrokerListener{{Scheme: "mqtt", Address: "127.0.0.1:0"}}, Anonymous: true}
 	b, err := broker.Listen(cfg, t.TempDir(), slog.New(slog.NewTextHandler(s.log, nil)))
 	if err != nil {

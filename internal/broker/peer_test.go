@@ -8,13 +8,13 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
+	"fieldgate/test/testlog"
 )
 
 // patience is how long anything that should happen at once may take on a
@@ -36,26 +36,8 @@ func everybody() config.Broker {
 // testBroker is a running broker and what it logged.
 type testBroker struct {
 	*Broker
-	log  *logBuffer
+	log  *testlog.Log
 	stop func()
-}
-
-// logBuffer takes log lines while tests read them.
-type logBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // run starts a broker; it is stopped with the test, or by stop.
@@ -72,7 +54,7 @@ func testTimes() times {
 
 func runTimes(t testing.TB, cfg config.Broker, dir string, times times) *testBroker {
 	t.Helper()
-	log := &logBuffer{}
+	log := &testlog.Log{}
 	b, err := listen(cfg, dir, slog.New(slog.NewTextHandler(log, nil)), times)
 	if err != nil {
 		t.Fatal(err)

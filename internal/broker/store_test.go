@@ -17,6 +17,7 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
+	"fieldgate/test/testlog"
 )
 
 func kept() config.Broker {
@@ -324,7 +325,7 @@ func TestDamagedFile(t *testing.T) {
 	}
 	for name, harm := range damage {
 		t.Run(name, func(t *testing.T) {
-			log := &logBuffer{}
+			log := &testlog.Log{}
 			dir := t.TempDir()
 			path := filepath.Join(dir, storeFile)
 			if err := os.WriteFile(path, harm(bytes.Clone(good)), 0o600); err != nil {

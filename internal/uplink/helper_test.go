@@ -1,7 +1,6 @@
 package uplink
 
 import (
-	"bytes"
 	"context"
 	"crypto/x509"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/queue"
+	"fieldgate/test/testlog"
 )
 
 // patience is how long a test waits for what should come at once.
@@ -34,29 +34,11 @@ func settings(urls ...string) config.Uplink {
 	}
 }
 
-// lockedLog is a log that a test reads while it is written.
-type lockedLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // rig is an uplink that runs, with its queue.
 type rig struct {
 	*Uplink
 	q    *queue.Queue
-	log  *lockedLog
+	log  *testlog.Log
 	stop func() // ends Run and waits for it
 }
 
@@ -74,7 +56,7 @@ func run(t testing.TB, cfg config.Uplink, change func(*Uplink)) *rig {
 // runIn is run with the queue's file in dir.
 func runIn(t testing.TB, dir string, cfg config.Uplink, change func(*Uplink)) *rig {
 	t.Helper()
-	r := &rig{log: &lockedLog{}}
+	r := &rig{log: &testlog.Log{}}
 	log := slog.New(slog.NewTextHandler(r.log, nil))
 	q, err := queue.Open(dir, cfg.Name, cfg.Queue, log)
 	if err != nil {

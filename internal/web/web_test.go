@@ -9,27 +9,11 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"fieldgate/test/testlog"
 )
-
-type lockedLog struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // free returns an address that nobody listens on.
 func free(t *testing.T) string {
@@ -134,7 +118,7 @@ func TestAddressTaken(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		log := &lockedLog{}
+		log := &testlog.Log{}
 		s := New(l.Addr().String(), given, answers(), slog.New(slog.NewTextHandler(log, nil)))
 		s.retry = time.Millisecond
 		run(t, s)
