@@ -17,7 +17,7 @@ var mayImport = map[string]string{
 	"modbus":   "",
 	"point":    "modbus",
 	"mqtt":     "",
-	"config":   "modbus point mqtt config/yamltree",
+	"config":   "modbus point config/yamltree",
 	"line":     "health modbus config quick",
 	"bus":      "modbus point config",
 	"simulate": "modbus point config",
@@ -53,10 +53,11 @@ var doors = map[string]string{
 	"github.com/eclipse/paho.mqtt.golang":   "uplink",
 	"github.com/mochi-mqtt/server":          "broker",
 	"github.com/coreos/go-systemd":          "systemd",
-	"go.yaml.in/yaml":                       "config simulate",
+	"go.yaml.in/yaml":                       "config",
 	"software.sslmate.com/src/go-pkcs12":    "uplink",
 	"github.com/gorilla/websocket":          "uplink broker",
 	"golang.org/x/crypto":                   "broker",
+	"golang.org/x/net":                      "uplink web",
 	"github.com/santhosh-tekuri/jsonschema": "",
 }
 
