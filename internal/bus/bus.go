@@ -27,10 +27,12 @@
 // A read that the device refuses (exceptions 1, 2 and 3) is split by halves
 // until all that can be read is read, in the same poll, with as few requests as
 // the device allows. The split is remembered; single points that are refused
-// alone are no longer asked for. A device that says nothing to some read, but
-// answers others, has it split in the same way, one halving a poll. What was
-// learned is forgotten after a minute, then two, four, and so on up to a day, in
-// case it was a passing state of the device, and learned anew if it was not.
+// alone are no longer asked for. A device that says nothing to some read, twice
+// in a row, but answers others, has it split in the same way, one halving a poll;
+// five times in a row, if it has ever answered that read, since on a bad line
+// answers get lost. What was learned is forgotten after a minute, then two, four,
+// and so on up to a day, in case it was a passing state of the device, and learned
+// anew if it was not.
 //
 // # Who does not answer
 //

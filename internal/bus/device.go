@@ -100,6 +100,7 @@ type device struct {
 	forgetAt  instant // 0: nothing to forget
 	forgets   time.Duration
 	hasSilent bool            // some of it was learned from silence
+	proved    map[shape]bool  // what was ever answered
 	told      map[string]bool // what the log has said of refusals
 
 	had     []bool // by point: of those to be read once, the ones that were
@@ -138,6 +139,7 @@ func newDevice(b config.Bus, c config.Device, slot int, unix int64) *device {
 		wire:      wireOf(b, c),
 		floor:     probeFloorNet,
 		points:    c.Points,
+		proved:    make(map[shape]bool),
 		told:      make(map[string]bool),
 		had:       make([]bool, len(c.Points)),
 		emitted:   make([]span, len(c.Points)),
@@ -181,8 +183,36 @@ type read struct {
 	req    modbus.PDU
 	slots  []slot
 	class  int
-	silent int // times in a row that it alone got no answer
+	silent int  // times in a row that it alone got no answer
+	proved bool // it has been answered
 }
+
+// How often in a row a read gets no answer, beside others that do, before the
+// device is said to be silent to it: one that never got any, and one that did,
+// whose answers are more likely lost on the way. The last time it is not
+// repeated.
+const (
+	silentMost = 2
+	lostMost   = 5
+)
+
+func (r *read) silentMost() int {
+	if r.proved {
+		return lostMost
+	}
+	return silentMost
+}
+
+// suspect reports whether r is given up if it gets no answer once more.
+func (r *read) suspect() bool { return r.silent >= r.silentMost()-1 }
+
+// shape is what is the same in two reads that ask for the same.
+type shape struct {
+	table          modbus.Table
+	address, count uint16
+}
+
+func (r Read) shape() shape { return shape{r.Table, r.Address, r.Count} }
 
 // slot is a point's place in the answer to a read.
 type slot struct {
@@ -210,7 +240,9 @@ func (d *device) replan(now instant) {
 	apart := torn(d.points, reads)
 	wanted := intervals(d.points)
 	for _, r := range reads {
-		p.reads = append(p.reads, p.newRead(r, d.points, wanted, apart))
+		x := p.newRead(r, d.points, wanted, apart)
+		x.proved = d.proved[r.shape()]
+		p.reads = append(p.reads, x)
 		p.fastest = p.fastest || r.Every == point.Fastest
 	}
 	for i, c := range p.classes {
@@ -559,7 +591,7 @@ func (b *Bus) finishProbe(o *op, now instant, stopping bool) {
 		case bytes.Equal(blame.req, o.req):
 			blame.silent = 0 // this is its answer; the others were lost
 		default:
-			if blame.silent++; blame.silent > 1 {
+			if blame.silent++; blame.silent >= blame.silentMost() {
 				b.splitSilent(d, blame, now)
 			}
 		}
@@ -647,7 +679,9 @@ func (b *Bus) forget(d *device, now instant) {
 	if d.hasSilent {
 		// The reads that got no answer are tried with the shorter time limit.
 		for _, r := range d.plan.reads {
-			r.silent = 1
+			if !r.proved {
+				r.silent = silentMost - 1
+			}
 		}
 	}
 	d.hasSilent = false
@@ -664,8 +698,8 @@ func (b *Bus) learned(d *device, now instant) {
 	d.replan(now)
 	for _, r := range d.plan.reads { // a part of what was silent is under suspicion, too
 		for _, o := range was {
-			if o.silent > 0 && o.Table == r.Table && o.Address <= r.Address && r.end() <= o.end() {
-				r.silent = 1
+			if !r.proved && o.silent > 0 && o.Table == r.Table && o.Address <= r.Address && r.end() <= o.end() {
+				r.silent = silentMost - 1
 			}
 		}
 	}

@@ -157,9 +157,9 @@ func (b *Bus) beginPoll(d *device, now instant) *poll {
 			d.advance(c, now, overlap)
 		}
 	}
-	for _, silent := range []bool{true, false} { // see finishPollOp
+	for _, suspect := range []bool{true, false} { // see finishRead
 		for _, r := range p.plan.reads {
-			if p.due[r.class] && (r.silent > 0) == silent {
+			if p.due[r.class] && r.suspect() == suspect {
 				p.results = append(p.results, result{r: r})
 			}
 		}
@@ -200,7 +200,7 @@ func (b *Bus) pollOp(p *poll, now instant) *op {
 	res := &p.results[i]
 	o := b.newOp(p.d, res.r.req)
 	o.poll, o.index = p, i
-	if res.r.silent > 0 && len(res.r.slots) > 1 { // before a point is given up, it gets all its time
+	if res.r.suspect() && len(res.r.slots) > 1 { // before a point is given up, it gets all its time
 		o.timeout = b.patience(p.d, 2)
 	}
 	res.sent, res.span = o.sent, b.moment()
@@ -246,6 +246,10 @@ func (b *Bus) finishRead(o *op, now instant) {
 	case o.err == nil:
 		res.resp, res.at, res.sent = o.resp, o.ended, o.sent
 		res.r.silent = 0
+		if !res.r.proved {
+			res.r.proved = true
+			d.proved[res.r.shape()] = true
+		}
 	case errors.Is(o.err, modbus.ErrNotConnected):
 		p.again = append(p.again, o.index)
 	case isBusy(o.err) && res.busy < busyTries:
@@ -271,7 +275,7 @@ func (b *Bus) finishRead(o *op, now instant) {
 	default:
 		res.tries++
 		switch {
-		case res.r.silent > 0:
+		case res.r.suspect():
 			// Perhaps only this read gets no answer: what comes after it
 			// will tell, see endPoll.
 			res.err = o.err

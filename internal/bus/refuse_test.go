@@ -2,6 +2,7 @@ package bus
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -215,6 +216,32 @@ func TestRefusedGroup(t *testing.T) {
 // Some devices say nothing at all to a read that they do not like. The others
 // of their reads go on, and it is split, too.
 func TestSilentReads(t *testing.T) {
+	t.Run("some answers are lost", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			w := newWire(1).baud(19200)
+			chance := rand.New(rand.NewPCG(1, 2))
+			w.units[1].silent = func(modbus.Table, int, int) bool { return chance.IntN(100) < 15 }
+			points := append(registers(0, 4, second), registers(500, 1, second)...)
+			r := start(t, serialBus(19200), []config.Device{dev("d", 1, points...)}, w)
+			time.Sleep(2 * time.Hour)
+			good := make(map[point.ID]int)
+			for _, b := range r.since(0) {
+				for _, s := range b.samples {
+					if s.Quality == point.Good {
+						good[s.ID]++
+					}
+				}
+			}
+			for _, id := range []point.ID{"d.h0", "d.h3", "d.h500"} { // polls are cut short now and then
+				if good[id] < 2*60*60*90/100 {
+					t.Errorf("%s: %d good samples in two hours", id, good[id])
+				}
+			}
+			if d := r.device("d"); len(d.Refused) > 0 || d.Split {
+				t.Errorf("refused %q, split: %v", d.Refused, d.Split)
+			}
+		})
+	})
 	t.Run("most answers are lost", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			w := newWire(1).baud(19200)
