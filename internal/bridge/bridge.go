@@ -106,7 +106,7 @@ func (b *Bridge) Subscriptions() (subs []uplink.Subscription) {
 	return subs
 }
 
-// Stats returns the bridge's figures.
+// Stats returns what the bridge has counted since New.
 func (b *Bridge) Stats() Stats {
 	return Stats{
 		Out: b.out.Load(), In: b.in.Load(), Echoes: b.echoes.Load(), Looped: b.looped.Load(),

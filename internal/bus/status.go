@@ -42,13 +42,13 @@ type Answer struct {
 	Min, Avg, P99 time.Duration // P99 to a quarter of an octave
 }
 
-// Polls counts polls.
+// Polls counts polls of one device since New; probes are none.
 type Polls struct {
-	Begun   uint64
+	Begun   uint64        // ended or under way
 	Failed  uint64        // that did not get all they asked for
 	Missed  uint64        // left out because the wire was busy for a whole interval
 	LateMax time.Duration // the longest that a poll began after its time
-	LateAvg time.Duration
+	LateAvg time.Duration // likewise, of all that began
 }
 
 // DeviceStatus is the status of one device.
@@ -62,10 +62,10 @@ type DeviceStatus struct {
 	Error     string    // the last that went wrong; "": nothing yet
 	ErrorTime time.Time
 
-	Points  int // configured
-	Reads   int // requests in its plan
-	Refused []point.ID
-	Split   bool // the plan has been changed because the device refuses some reads
+	Points  int        // configured
+	Reads   int        // requests in its plan
+	Refused []point.ID // points no longer asked for, see the package comment
+	Split   bool       // the plan has been changed because the device refuses some reads
 
 	Counters Counters
 	Answer   Answer

@@ -230,7 +230,8 @@ func (l *Line) InFlight() int {
 	return l.share.inFlight()
 }
 
-// Stats returns the counters since New.
+// Stats returns the counters since New, each exact, though not all of the same
+// moment.
 func (l *Line) Stats() Stats {
 	s := l.count.stats()
 	if l.turns != nil {

@@ -25,7 +25,7 @@ type Stats struct {
 	Noise       uint64 // bytes that were part of no frame
 	Echoes      uint64 // our own requests, heard again
 
-	BytesSent, BytesReceived uint64
+	BytesSent, BytesReceived uint64 // on the wire, what was not taken included
 	Connects                 uint64 // times the wire was opened
 
 	Serial SerialErrors

@@ -36,8 +36,8 @@ type ClientStats struct {
 	Since       time.Time // of its first connection or request
 	Last        time.Time // of its newest request; zero: none yet
 
-	BytesIn, BytesOut uint64
-	BadFrames         uint64
+	BytesIn, BytesOut uint64                  // on the wire
+	BadFrames         uint64                  // that were not taken: checksum, header, length
 	Functions         map[FunctionCode]uint64 // requests; those above 43 under 0
 	Exceptions        map[Exception]uint64    // answers; those above 11 under 0
 }

@@ -13,7 +13,7 @@ const (
 
 // Event is something that happened to a queue, at its beginning or its end.
 type Event struct {
-	Kind   string
+	Kind   string // one of the words above
 	Over   bool   // it has ended
 	Lost   uint64 // messages, so far or in all; 0 for what loses none, or no one knows how many
 	Reason string // of what has to do with the file

@@ -23,15 +23,15 @@ func fileName(uplink string) string { return filePrefix + url.PathEscape(uplink)
 
 // Summary is what the file of one uplink holds.
 type Summary struct {
-	Uplink   string
-	Path     string
-	Messages int
+	Uplink   string    // its name in the configuration
+	Path     string    // of the file
+	Messages int       // that can be read
 	Damaged  int       // messages that cannot be read
 	Bytes    int64     // what the messages count against max_bytes
 	Oldest   time.Time // when the first and the last of them were taken; zero: there is none
-	Newest   time.Time
-	Size     int64 // of the file, in bytes
-	Fault    error // the file cannot be used; then only Uplink, Path and Size are known
+	Newest   time.Time // likewise
+	Size     int64     // of the file, in bytes
+	Fault    error     // the file cannot be used; then only Uplink, Path and Size are known
 }
 
 // Files looks at the queues in the folder dir of a gateway that is stopped, by

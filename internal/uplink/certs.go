@@ -20,10 +20,10 @@ const (
 
 // Certificate is one that a connection was made with.
 type Certificate struct {
-	Whose           string
-	Subject, Issuer string
-	Fingerprint     string // SHA-256, as openssl prints it
-	NotAfter        time.Time
+	Whose           string    // one of the words above
+	Subject, Issuer string    // as in RFC 4514: CN=...,O=...
+	Fingerprint     string    // SHA-256, as openssl prints it
+	NotAfter        time.Time // it is good until then
 }
 
 // DaysLeft returns how many whole days the certificate is still good for at the

@@ -66,7 +66,7 @@ type Handler func(m mqtt.Message) (safe []<-chan struct{})
 type ConnState struct {
 	Word    string // Connected, Connected (TLS), Connected (WS), Connected (WSS)
 	Version string // "TLS 1.3", "" without
-	Cipher  string
+	Cipher  string // as RFC 8446 and 5246 call it, "" without TLS
 
 	Certs []Certificate // with TLS: the broker's, one of its authorities if that ends before, ours
 	Chain int           // length of the broker's chain
@@ -83,7 +83,7 @@ type ConnState struct {
 // write timeout after the connection is gone, and its tokens complete for
 // messages that nobody has acknowledged.
 type Conn struct {
-	State ConnState
+	State ConnState // does not change
 
 	url      *url.URL
 	patience time.Duration // to open such a connection

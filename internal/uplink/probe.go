@@ -19,9 +19,9 @@ import (
 // Passage is one step of a Test.
 type Passage struct {
 	Step  Step
-	Took  time.Duration
-	Text  string // what was found
-	Fault *Fault // why it failed; nil: it did not
+	Took  time.Duration // since the end of the step before
+	Text  string        // what was found
+	Fault *Fault        // why it failed; nil: it did not
 
 	Certs []Certificate // of StepTLS
 	Chain int           // length of the broker's chain

@@ -33,8 +33,8 @@ type Subscription struct {
 
 // Unsubscribed is a filter that the broker does not serve.
 type Unsubscribed struct {
-	Filter mqtt.Filter
-	Err    string // why, and what to do
+	Filter mqtt.Filter // as it was asked for
+	Err    string      // why, and what to do
 }
 
 // asked is one filter and how the broker takes it.
