@@ -274,7 +274,7 @@ func (r *resolver) resolvePoints(v *named[rawDevice], ctx pointContext) []point.
 			for _, f := range raw.bits {
 				q := p
 				q.FirstBit, q.BitCount = f.is.first, f.is.count
-				if q.BitCount == 1 {
+				if q.BitCount == 1 && q.Type == point.Uint16 { // others are faults
 					q.Type = point.Bool
 				}
 				r.in("bits")

@@ -216,6 +216,7 @@ func TestFaults(t *testing.T) {
 		{"point name", tcpBus + "devices: { d: { bus: b, points: { a/b: { at: holding 0 } } } }", `the name "a/b" may not hold '/' there`},
 		{"point twice", tcpBus + "devices: { d: { bus: b, points: { s: { at: holding 0, bits: { a: 1 } }, s.a: { at: holding 1 } } } }", "there are two points s.a, the other at f:2:63"},
 		{"bits backwards", one("{ at: holding 0, bits: { a: 6-4 } }"), "bits.a: 6-4 runs backwards; write 4-6"},
+		{"bits of a long", one("{ at: holding 0, type: int32, bits: { a: 0 } }"), "bits.a: bit and bits cut a single register (uint16), not int32"},
 		{"bit of a coil", one("{ at: coil 0, bits: { a: 1 } }"), "cuts a register, and a coil is one bit already"},
 		{"byte of a word", one("{ at: holding 0, byte: low }"), "is only for int8 and uint8"},
 		{"bool register", one("{ at: holding 0, type: bool }"), "points.p.type: type bool on a register needs bit: 0-15"},
