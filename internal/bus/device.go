@@ -742,17 +742,19 @@ func middle(items []item) int {
 	return best
 }
 
-// refuseItem notes that d does not answer for an item even alone.
-func (b *Bus) refuseItem(d *device, it item, err error) {
+// refuseItem notes that d does not answer for an item even alone. It reports
+// whether the item is a group, whose points are asked for one by one from now on.
+func (b *Bus) refuseItem(d *device, it item, err error) (torn bool) {
 	if g := d.points[it.points[0]].Group; g != "" && len(it.points) > 1 && !d.known.loose[g] {
 		d.known.loosen(g) // perhaps one by one
 		b.tellRefusal(d, d.span(it), "device does not answer a group in one read, its values may not belong together", err)
-		return
+		return true
 	}
 	for _, i := range it.points {
 		d.known.refuse(i, err)
 	}
 	b.tellRefusal(d, d.span(it), "device refuses a point, no longer asking for it", err)
+	return false
 }
 
 func (d *device) span(it item) Read {

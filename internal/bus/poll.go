@@ -353,13 +353,15 @@ func (b *Bus) beginSearch(p *poll) {
 func (b *Bus) endSearch(p *poll, now instant) {
 	d, s := p.d, p.search
 	r := p.results[s.index].r
+	torn := false
 	for _, run := range s.settled {
-		first := s.items[run.from]
-		if run.from > 0 {
-			d.known.cut(r.Table, first.start)
+		if run.refused && b.refuseItem(d, s.items[run.from], s.err) {
+			torn = true
 		}
-		if run.refused {
-			b.refuseItem(d, first, s.err)
+	}
+	for _, run := range s.settled {
+		if run.from > 0 && !torn { // with a group in parts the bounds are others
+			d.known.cut(r.Table, s.items[run.from].start)
 		}
 	}
 	p.results[s.index].r = nil

@@ -211,6 +211,23 @@ func TestRefusedGroup(t *testing.T) {
 			t.Errorf("log %q", logged)
 		}
 	})
+	// A point between those of the group shares a read with one of them.
+	bubble(t, func(t *testing.T) {
+		w := newWire(1)
+		w.units[1].refuse = func(_ modbus.Table, _, n int) modbus.Exception {
+			if n > 4 {
+				return modbus.IllegalDataValue
+			}
+			return 0
+		}
+		points := append(registers(0, 2, second), registers(6, 1, second)...)
+		points[0].Group, points[2].Group = "g", "g"
+		r := start(t, tcpBus(1), []config.Device{dev("d", 1, points...)}, w)
+		time.Sleep(20 * time.Second)
+		if d := r.device("d"); d.Reads != 2 || len(d.Refused) > 0 {
+			t.Errorf("%d reads, refused %q; want 2, none", d.Reads, d.Refused)
+		}
+	})
 }
 
 // Some devices say nothing at all to a read that they do not like. The others
