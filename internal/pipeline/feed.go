@@ -33,6 +33,24 @@ func (f *Feed) Dropped() (batches, samples uint64) {
 func (f *Feed) Close() {
 	f.pipeline.mu.Lock()
 	defer f.pipeline.mu.Unlock()
+	f.close()
+}
+
+// Succeed closes the feed and returns one that goes on where it ends: each batch
+// is in one of the two. It goes on counting what was dropped.
+func (f *Feed) Succeed() *Feed {
+	next := &Feed{pipeline: f.pipeline, name: f.name, ch: make(chan *Batch, cap(f.ch))}
+	f.pipeline.mu.Lock()
+	defer f.pipeline.mu.Unlock()
+	f.close()
+	next.batches.Store(f.batches.Load())
+	next.samples.Store(f.samples.Load())
+	f.pipeline.feeds = append(f.pipeline.feeds, next)
+	return next
+}
+
+// close is Close with the pipeline's lock held.
+func (f *Feed) close() {
 	if i := slices.Index(f.pipeline.feeds, f); i >= 0 {
 		f.pipeline.feeds = slices.Delete(f.pipeline.feeds, i, i+1)
 		close(f.ch)

@@ -28,8 +28,9 @@ type Stage interface {
 }
 
 // Slot numbers the points of one Pipeline from 0, in the order in which they
-// were first seen. A point keeps its slot as long as the Pipeline lives, so a
-// reader may keep what it knows of a point in a slice rather than in a map.
+// were first seen. A point keeps its slot as long as the Pipeline lives or until
+// Retain, so a reader may keep what it knows of a point in a slice rather than in
+// a map.
 type Slot uint32
 
 // Batch is what was emitted together. Every feed is given the same one: nobody
@@ -60,12 +61,13 @@ func (b *Batch) Done() {
 // Pipeline takes batches and fans them out. Make one with New. All methods are
 // safe for use by several goroutines.
 type Pipeline struct {
-	stages []Stage
-	pool   sync.Pool // of *Batch
+	pool  sync.Pool   // of *Batch
+	plain atomic.Bool // there are no stages
 
 	// mu is held for the time of a few memory accesses a sample and of the
 	// stages; never while anything waits.
 	mu     sync.RWMutex
+	stages []Stage
 	slots  map[point.ID]Slot
 	last   []point.Sample        // by slot
 	shapes map[point.ID][][]Slot // by the first point
@@ -78,11 +80,20 @@ const maxShapes = 8
 
 // New returns a pipeline that applies stages to each batch, in their order.
 func New(stages ...Stage) *Pipeline {
-	return &Pipeline{
-		stages: stages,
+	p := &Pipeline{
 		slots:  make(map[point.ID]Slot),
 		shapes: make(map[point.ID][][]Slot),
 	}
+	p.SetStages(stages...)
+	return p
+}
+
+// SetStages makes batches that are emitted from now on go through other stages.
+func (p *Pipeline) SetStages(stages ...Stage) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stages = stages
+	p.plain.Store(len(stages) == 0)
 }
 
 // Expect makes room for so many points, so that the first of them are not moved
@@ -99,12 +110,13 @@ func (p *Pipeline) Expect(points int) {
 // use batch again at once.
 func (p *Pipeline) Emit(batch []point.Sample) {
 	b := p.take()
-	if len(p.stages) == 0 {
+	plain := p.plain.Load()
+	if plain {
 		b.Samples = append(b.Samples[:0], batch...) // outside the lock
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.stages) > 0 {
+	if len(p.stages) > 0 || !plain {
 		now := time.Now()
 		for _, s := range p.stages {
 			batch = s.Apply(now, batch)
@@ -189,6 +201,14 @@ func (p *Pipeline) Last(id point.ID) (s point.Sample, ok bool) {
 	return p.last[slot], true
 }
 
+// Slot returns the slot of a point; ok is false before its first sample.
+func (p *Pipeline) Slot(id point.ID) (slot Slot, ok bool) {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	slot, ok = p.slots[id]
+	return slot, ok
+}
+
 // Match goes through the newest samples of all points that fit the pattern
 // (see point.ParseGlob), in the order in which the points were first seen. The
 // loop's body may take its time; what comes later may be newer.
@@ -204,7 +224,7 @@ func (p *Pipeline) Match(pattern string) iter.Seq[point.Sample] {
 				return
 			}
 			for i := range part[:n] {
-				if glob.Match(part[i].ID) && !yield(part[i]) {
+				if part[i].ID != "" && glob.Match(part[i].ID) && !yield(part[i]) {
 					return
 				}
 			}
@@ -213,11 +233,25 @@ func (p *Pipeline) Match(pattern string) iter.Seq[point.Sample] {
 	}
 }
 
+// Retain forgets the points that keep does not name: there is no newest sample
+// of them any more. One that is emitted again is a new point.
+func (p *Pipeline) Retain(keep func(point.ID) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, slot := range p.slots {
+		if !keep(id) {
+			delete(p.slots, id)
+			p.last[slot] = point.Sample{}
+			clear(p.shapes) // some may hold the slot
+		}
+	}
+}
+
 // Len returns the number of points seen so far.
 func (p *Pipeline) Len() int {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
-	return len(p.last)
+	return len(p.slots)
 }
 
 // Subscribe returns a feed of everything emitted from now on. It holds at most

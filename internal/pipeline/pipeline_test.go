@@ -371,3 +371,42 @@ func BenchmarkEmit(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/points, "ns/point")
 }
+
+// Of a feed and its successor each batch is in one.
+func TestFeedSucceeds(t *testing.T) {
+	p := New()
+	f := p.Subscribe("a", 2)
+	for i := range 3 {
+		p.Emit([]point.Sample{sample("d.x", int64(i))})
+	}
+	next := f.Succeed()
+	p.Emit([]point.Sample{sample("d.x", 3)})
+	if a, b := len(drain(f)), len(drain(next)); a != 2 || b != 1 {
+		t.Errorf("%d and %d batches, want 2 and 1", a, b)
+	}
+	if batches, _ := next.Dropped(); batches != 1 || len(p.Feeds()) != 1 {
+		t.Errorf("%d dropped, %d feeds", batches, len(p.Feeds()))
+	}
+}
+
+// A point that is forgotten has no value, and is a new one when it is seen again.
+func TestRetain(t *testing.T) {
+	p := New()
+	p.Emit([]point.Sample{sample("d.x", 1), sample("d.y", 2)})
+	p.Retain(func(id point.ID) bool { return id == "d.y" })
+	if _, ok := p.Last("d.x"); ok || p.Len() != 1 {
+		t.Errorf("d.x is still there, of %d", p.Len())
+	}
+	for s := range p.Match("*") {
+		if s.ID != "d.y" {
+			t.Errorf("Match gives %v", s)
+		}
+	}
+	p.Emit([]point.Sample{sample("d.x", 3), sample("d.y", 4)})
+	if s, _ := p.Last("d.x"); s.Value != point.IntValue(3) {
+		t.Errorf("d.x is %v", s)
+	}
+	if slot, ok := p.Slot("d.x"); !ok || slot != 2 {
+		t.Errorf("its slot is %d", slot)
+	}
+}

@@ -63,6 +63,11 @@ type Publisher struct {
 	unmet  int               // of points: not seen yet
 	slots  []slot            // by pipeline.Slot; grows as points are seen
 	sinks  []*outlet
+	first  uint64 // where new topics begin to number
+
+	// Until Run has begun: the Publisher before, and where the newest samples are.
+	old  *Publisher
+	from *pipeline.Pipeline
 
 	// What the current step has to say, until flush.
 	out     []outgoing
@@ -192,13 +197,18 @@ func (p *Publisher) newRule(f *form) *rule {
 // returns nil. It never waits for anything but its feed and its sinks. It may
 // be called once.
 func (p *Publisher) Run(ctx context.Context, feed *pipeline.Feed) error {
-	p.number()
+	p.dropped, _ = feed.Dropped()
+	if p.old == nil {
+		p.number(nil)
+	}
 	// The sinks are open until this has returned, so the end of ctx must not
 	// keep the last messages from them.
 	deliver := context.WithoutCancel(ctx)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	defer p.alive.Stops()
+	p.inherit()
+	p.flush(deliver)
 	for open := true; open; {
 		select {
 		case b, ok := <-feed.C():
@@ -226,19 +236,6 @@ func (p *Publisher) Run(ctx context.Context, feed *pipeline.Feed) error {
 	p.release(p.now())
 	p.flush(deliver)
 	return nil
-}
-
-// number moves the numbers of all topics to where the clock says.
-func (p *Publisher) number() {
-	if p.Clock == nil {
-		return
-	}
-	first := p.Clock.First()
-	for _, r := range p.rules {
-		for i := range r.streams {
-			r.streams[i].seq = first
-		}
-	}
 }
 
 // begin begins a step: it notices that the clock was set. All times of a step are
