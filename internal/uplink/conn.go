@@ -506,6 +506,20 @@ func (c *Conn) ask(filter mqtt.Filter, qos uint8) (answer func(context.Context) 
 	}
 }
 
+// unsubscribe asks the broker to send no more of what filter matches, and waits
+// for its answer. Its messages may still be on their way.
+func (c *Conn) unsubscribe(ctx context.Context, filter mqtt.Filter) error {
+	token := c.client.Unsubscribe(string(filter))
+	select {
+	case <-token.Done():
+		return token.Error()
+	case <-c.Lost():
+		return c.Err()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Close says goodbye (DISCONNECT, so that no will is published) and returns
 // when the connection and all that served it have ended, within a second. It
 // does not wait for acknowledgements. It may be called for a connection that

@@ -100,7 +100,7 @@ func runIn(t testing.TB, dir string, cfg config.Uplink, change func(*Uplink)) *r
 
 // subscribe gives an uplink that does not run yet its subscriptions.
 func subscribe(u *Uplink, subs ...Subscription) {
-	u.subs = subs
+	u.subs.Store(&subs)
 	u.subscriber = newSubscriber(subs, u.log, u.setUnsubscribed)
 }
 

@@ -52,7 +52,8 @@ type asked struct {
 type subscriber struct {
 	log     *slog.Logger
 	filters []*asked
-	alone   bool // ask for one at a time: the broker hangs up over one of them
+	gone    []mqtt.Filter // no longer wanted, but the broker may still send
+	alone   bool          // ask for one at a time: the broker hangs up over one of them
 
 	publish func([]Unsubscribed) // told what is not served, whenever that changes
 }
@@ -61,6 +62,15 @@ type subscriber struct {
 // what it retains once for each.
 func newSubscriber(subs []Subscription, log *slog.Logger, publish func([]Unsubscribed)) *subscriber {
 	s := &subscriber{log: log, publish: publish}
+	s.adopt(subs)
+	return s
+}
+
+// adopt makes the filters those of subs, and returns those that are to be asked
+// for: new ones, and those that shall come with more than before.
+func (s *subscriber) adopt(subs []Subscription) (fresh []*asked) {
+	before := s.filters
+	s.filters = nil
 	for _, sub := range subs {
 		i := slices.IndexFunc(s.filters, func(a *asked) bool { return a.filter == sub.Filter })
 		if i < 0 {
@@ -69,22 +79,46 @@ func newSubscriber(subs []Subscription, log *slog.Logger, publish func([]Unsubsc
 		}
 		s.filters[i].qos = max(s.filters[i].qos, sub.QoS)
 	}
-	return s
+	for i, a := range s.filters {
+		j := slices.IndexFunc(before, func(b *asked) bool { return b.filter == a.filter })
+		if j >= 0 && before[j].qos == a.qos {
+			s.filters[i] = before[j]
+		} else {
+			fresh = append(fresh, a)
+		}
+		s.gone = slices.DeleteFunc(s.gone, func(f mqtt.Filter) bool { return f == a.filter })
+	}
+	for _, b := range before {
+		if !slices.ContainsFunc(s.filters, func(a *asked) bool { return a.filter == b.filter }) {
+			s.gone = append(s.gone, b.filter)
+		}
+	}
+	return fresh
 }
 
-// all asks for every filter and waits for the answers, for at most patience. An
-// error is that of the connection, or ctx's.
-func (s *subscriber) all(ctx context.Context, c *Conn, patience time.Duration) error {
+// all asks for every filter of subs and waits for the answers, for at most
+// patience. An error is that of the connection, or ctx's.
+func (s *subscriber) all(ctx context.Context, c *Conn, subs []Subscription, patience time.Duration) error {
+	s.adopt(subs)
 	return s.ask(ctx, c, s.filters, patience)
 }
 
-// again asks, now and then until ctx or c ends, for what was refused.
-func (s *subscriber) again(ctx context.Context, c *Conn, patience time.Duration) {
+// again asks, now and then until ctx or c ends, for what was refused; and when
+// there are other subscriptions, for those that are new.
+func (s *subscriber) again(ctx context.Context, c *Conn, changed <-chan struct{}, subs func() []Subscription, patience time.Duration) {
 	rest := time.NewTicker(askAgain)
 	defer rest.Stop()
 	for {
+		s.giveBack(ctx, c, patience)
 		select {
 		case <-rest.C:
+		case <-changed:
+			fresh := s.adopt(subs())
+			s.tell()
+			if s.ask(ctx, c, fresh, patience) != nil {
+				return
+			}
+			continue
 		case <-c.Lost():
 			return
 		case <-ctx.Done():
@@ -99,6 +133,15 @@ func (s *subscriber) again(ctx context.Context, c *Conn, patience time.Duration)
 		if s.ask(ctx, c, refused, patience) != nil {
 			return
 		}
+	}
+}
+
+// giveBack has the broker send no more of what is not wanted.
+func (s *subscriber) giveBack(ctx context.Context, c *Conn, patience time.Duration) {
+	limit, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for len(s.gone) > 0 && c.unsubscribe(limit, s.gone[0]) == nil {
+		s.gone = s.gone[1:]
 	}
 }
 

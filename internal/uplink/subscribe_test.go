@@ -136,10 +136,11 @@ func TestSubscribedFirst(t *testing.T) {
 		return polite(p, id)
 	})
 	r := run(t, settings(b.url()), func(u *Uplink) {
+		var subs []Subscription
 		for i := range 40 {
-			u.subs = append(u.subs, Subscription{Filter: mqtt.Filter(fmt.Sprintf("cmd/%d", i)), QoS: 1, Handle: new(collector).handle})
+			subs = append(subs, Subscription{Filter: mqtt.Filter(fmt.Sprintf("cmd/%d", i)), QoS: 1, Handle: new(collector).handle})
 		}
-		subscribe(u, u.subs...)
+		subscribe(u, subs...)
 	})
 	r.publish(t, 0, 1, 1)
 	r.drained(t)
@@ -344,5 +345,36 @@ func TestInboxHasALimit(t *testing.T) {
 	var f *Fault
 	if err := c.Err(); !errors.As(err, &f) || !strings.Contains(err.Error(), "wait to be safe on disk; look at the disk") {
 		t.Errorf("Err = %v", err)
+	}
+}
+
+// Other subscriptions take the place of those of a connection, which goes on.
+func TestSubscriptionsChange(t *testing.T) {
+	t.Parallel()
+	b := mosquittotest.Start(t, mosquittotest.Options{})
+	other := client(t, b.URL())
+	old, kept, fresh := &collector{}, &collector{}, &collector{}
+	r := run(t, settings(b.URL()), func(u *Uplink) {
+		subscribe(u, Subscription{Filter: "old/#", QoS: 1, Handle: old.handle}, Subscription{Filter: "kept", QoS: 1, Handle: old.handle})
+	})
+	r.connected(t)
+	send := func(topic string) {
+		t.Helper()
+		if err := other.Publish(t.Context(), mqtt.Message{Topic: topic, Payload: []byte("x"), QoS: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send("old/a")
+	eventually(t, "the old one is served", func() bool { return old.texts() == "old/a=x" })
+	r.Subscribe([]Subscription{{Filter: "kept", QoS: 1, Handle: kept.handle}, {Filter: "new", QoS: 1, Handle: fresh.handle}})
+	eventually(t, "the new one is served", func() bool { send("new"); return fresh.texts() != "" })
+	send("old/b")
+	send("kept")
+	eventually(t, "the kept one is served by another", func() bool { return kept.texts() == "kept=x" })
+	if old.texts() != "old/a=x" {
+		t.Errorf("the old one is still served: %s", old.texts())
+	}
+	if s := r.Status(); s.Connects != 1 {
+		t.Errorf("it connected %d times", s.Connects)
 	}
 }

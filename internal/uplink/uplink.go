@@ -74,7 +74,8 @@ type Uplink struct {
 	cfg         config.Uplink
 	q           *queue.Queue
 	will, birth mqtt.Message
-	subs        []Subscription
+	subs        atomic.Pointer[[]Subscription]
+	subsChanged chan struct{} // holds a token when subs is new
 
 	ackPatience, stopPatience time.Duration
 	lookEvery, lookAgain      time.Duration
@@ -111,7 +112,7 @@ func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, subs []Sub
 		q:            q,
 		will:         will,
 		birth:        birth,
-		subs:         subs,
+		subsChanged:  make(chan struct{}, 1),
 		ackPatience:  ackPatience,
 		stopPatience: stopPatience,
 		lookEvery:    lookEvery,
@@ -123,8 +124,20 @@ func New(cfg config.Uplink, q *queue.Queue, will, birth mqtt.Message, subs []Sub
 		certNews:     certNews{log: log},
 		status:       Status{Word: "Connecting", Since: time.Now()},
 	}
+	u.subs.Store(&subs)
 	u.subscriber = newSubscriber(subs, log, u.setUnsubscribed)
 	return u
+}
+
+// Subscribe puts other subscriptions in place of those of New. A connection goes
+// on: the broker is asked for filters that are new, and those that are gone are
+// given back. Each message goes to the old ones or the new ones.
+func (u *Uplink) Subscribe(subs []Subscription) {
+	u.subs.Store(&subs)
+	select {
+	case u.subsChanged <- struct{}{}:
+	default:
+	}
 }
 
 // Run keeps the uplink connected and sends. When ctx ends it sends what is
@@ -252,10 +265,11 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 	defer u.setConn(nil)
 	defer u.q.Rewind()
 	defer c.Close()
-	u.beat.Rests(time.Duration(1+len(u.subs)) * u.ackPatience)
+	subs := *u.subs.Load()
+	u.beat.Rests(time.Duration(1+len(subs)) * u.ackPatience)
 	// A command that the broker has for us is asked for before anything goes up,
 	// so that whoever reads our birth can rely on being heard.
-	if err := u.subscriber.all(ctx, c, u.ackPatience); err != nil {
+	if err := u.subscriber.all(ctx, c, subs, u.ackPatience); err != nil {
 		return 0, err
 	}
 	asked, birth := time.Now(), u.stateTopic()
@@ -281,6 +295,7 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 // connect tries the URLs in order and returns the first connection.
 func (u *Uplink) connect(ctx context.Context) (*Conn, string, error) {
 	o := ConnOptions{
+		Handler: u.receive,
 		Acked: func(seqs []uint64) {
 			u.acked.Add(uint64(len(seqs)))
 			_ = u.q.Done(seqs...) // fails only for a queue that is closed
@@ -290,9 +305,6 @@ func (u *Uplink) connect(ctx context.Context) (*Conn, string, error) {
 	}
 	if u.stateTopic() {
 		o.Will = &u.will
-	}
-	if len(u.subs) > 0 {
-		o.Handler = u.receive
 	}
 	var texts []string
 	worst := &Fault{}
@@ -333,7 +345,7 @@ func show(raw string) string {
 // what nobody asks for any more: that is done with at once.
 func (u *Uplink) receive(m mqtt.Message) (safe []<-chan struct{}) {
 	from := mqtt.Origin{Via: u.cfg.Name, Reply: u.reply}
-	for _, s := range u.subs {
+	for _, s := range *u.subs.Load() {
 		if !s.Filter.Match(m.Topic) {
 			continue
 		}
@@ -407,7 +419,9 @@ func (u *Uplink) serve(ctx context.Context, c *Conn, files *files, calm time.Dur
 	sending, cancel := context.WithCancel(ctx)
 	defer cancel()
 	renew, hold := make(chan struct{}, 1), make(chan struct{})
-	beside.Go(func() { u.subscriber.again(sending, c, u.ackPatience) }) // both end with c, or with sending
+	beside.Go(func() { // both end with c, or with sending
+		u.subscriber.again(sending, c, u.subsChanged, func() []Subscription { return *u.subs.Load() }, u.ackPatience)
+	})
 	beside.Go(func() { u.care(sending, c, files, renew) })
 	pumped := make(chan struct{})
 	go func() { // ends with c, with hold, or with sending once nothing is left
