@@ -1,7 +1,10 @@
 package regmap
 
 import (
+	"maps"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fieldgate/internal/config"
@@ -13,7 +16,7 @@ import (
 // once, and the samples of one batch all at the same moment. Its methods are safe
 // for use by several goroutines.
 type Image struct {
-	slots map[point.ID]int32 // never changed
+	slots atomic.Pointer[map[point.ID]int32] // which is never changed, but replaced
 	start time.Time
 
 	mu     sync.RWMutex  // held for some memory accesses a sample
@@ -32,25 +35,63 @@ type vital struct {
 
 // NewImage returns the image of all points that servers show.
 func NewImage(servers []config.Server) *Image {
-	m := &Image{slots: make(map[point.ID]int32), start: time.Now()}
+	m := &Image{start: time.Now()}
+	m.slots.Store(new(map[point.ID]int32))
+	m.Show(servers, func(point.ID) (point.Sample, bool) { return point.Sample{}, false })
+	return m
+}
+
+// Show makes the image show the points of servers too. last returns the newest
+// sample of a point, ok is false if there is none.
+func (m *Image) Show(servers []config.Server, last func(point.ID) (s point.Sample, ok bool)) {
+	slots := maps.Clone(*m.slots.Load())
+	if slots == nil {
+		slots = make(map[point.ID]int32)
+	}
+	m.mu.Lock()
+	var added []point.ID
 	for _, s := range servers {
 		for i := range s.Map {
 			e := &s.Map[i]
-			if _, known := m.slots[e.Point.ID]; e.Show != config.ShowPause && !known {
-				m.slots[e.Point.ID] = int32(len(m.slots))
+			if _, known := slots[e.Point.ID]; e.Show != config.ShowPause && !known {
+				slots[e.Point.ID] = int32(len(m.vitals) + len(added))
+				added = append(added, e.Point.ID)
 			}
 		}
 	}
-	m.vitals, m.values = make([]vital, len(m.slots)), make([]point.Value, len(m.slots))
-	return m
+	m.vitals = append(slices.Grow(m.vitals, len(added)), make([]vital, len(added))...)
+	m.values = append(slices.Grow(m.values, len(added)), make([]point.Value, len(added))...)
+	m.mu.Unlock()
+	m.slots.Store(&slots)
+	for _, id := range added {
+		s, ok := last(id)
+		if !ok {
+			continue
+		}
+		m.mu.Lock()
+		if slot := slots[id]; !m.vitals[slot].seen { // else a newer one has come meanwhile
+			m.take(slot, &s)
+		}
+		m.mu.Unlock()
+	}
 }
+
+// Retain forgets the points that keep does not name. No map may show them.
+func (m *Image) Retain(keep func(point.ID) bool) {
+	slots := maps.Clone(*m.slots.Load())
+	maps.DeleteFunc(slots, func(id point.ID, _ int32) bool { return !keep(id) })
+	m.slots.Store(&slots)
+}
+
+// slot returns the slot of a point.
+func (m *Image) slot(id point.ID) int32 { return (*m.slots.Load())[id] }
 
 // Apply implements pipeline.Stage: it takes note of the samples and returns them
 // as they are.
 func (m *Image) Apply(_ time.Time, in []point.Sample) []point.Sample {
-	locked := false
+	locked, slots := false, *m.slots.Load()
 	for i := range in {
-		slot, shown := m.slots[in[i].ID]
+		slot, shown := slots[in[i].ID]
 		if !shown {
 			continue
 		}

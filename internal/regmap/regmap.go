@@ -69,7 +69,7 @@ type Gate struct {
 	// Paused returns for how long the polling of a device still pauses.
 	Paused func(device string) time.Duration
 
-	// Bus returns the way to a bus for requests that are passed on.
+	// Bus returns the way to a bus for requests that are passed on, for good.
 	Bus func(name string) modbus.Endpoint
 	// Record records a write that goes on to a bus. What cannot be recorded is
 	// not sent.
@@ -132,7 +132,7 @@ type run struct {
 	entries []entry
 }
 
-// New returns the map of a server. identity is what it says of itself.
+// New returns the map of a server whose points image shows. identity is what it says of itself.
 func New(cfg config.Server, image *Image, gate Gate, identity modbus.Identity, log *slog.Logger) *Map {
 	cfg.Map = slices.Clone(cfg.Map)
 	sort.Slice(cfg.Map, func(i, j int) bool {
@@ -147,7 +147,7 @@ func New(cfg config.Server, image *Image, gate Gate, identity modbus.Identity, l
 	words := make([]uint16, room)
 	for i := range m.cfg.Map { // by table and address
 		c := &m.cfg.Map[i]
-		p := place{after: c.StaleAfter, slot: image.slots[c.Point.ID], addr: c.Point.Address, n: uint16(c.Point.Words())}
+		p := place{after: c.StaleAfter, slot: image.slot(c.Point.ID), addr: c.Point.Address, n: uint16(c.Point.Words())}
 		e := entry{Entry: c, stale: staleWords(c), words: words[:p.n:p.n]}
 		words = words[p.n:]
 		if c.Writable {
@@ -191,6 +191,9 @@ func staleWords(e *config.Entry) []uint16 {
 	}
 	return nil
 }
+
+// len returns the number of entries.
+func (m *Map) len() int { return len(m.cfg.Map) }
 
 // Units reports whether requests for a unit id are for this server.
 func (m *Map) Units(u modbus.UnitID) bool {

@@ -559,3 +559,49 @@ type endpoint func(unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error)
 func (f endpoint) Do(_ context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
 	return f(unit, req)
 }
+
+// A server gets another map, and another server its place, without a client
+// noticing more than it must.
+func TestServerSucceeds(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	old := load(t, "- listen: tcp://127.0.0.1:0\n  map: { holding 0: boiler.temp }\n")
+	image := NewImage([]config.Server{old})
+	image.Apply(time.Now(), []point.Sample{{ID: "boiler.temp", Value: point.IntValue(4), Time: time.Now()}})
+	s, err := Listen(old, New(old, image, Gate{}, modbus.Identity{}, log), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := load(t, "- listen: tcp://127.0.0.1:0\n  map: { holding 1: boiler.temp, holding 2: boiler.set }\n")
+	if !s.Serves(next) {
+		t.Error("another map makes another server")
+	}
+	image.Show([]config.Server{next}, func(id point.ID) (point.Sample, bool) {
+		return point.Sample{ID: id, Value: point.IntValue(7), Time: time.Now()}, true
+	})
+	s.Change(New(next, image, Gate{}, modbus.Identity{}, log))
+	resp, err := s.Do(t.Context(), 1, modbus.ReadRequest(modbus.HoldingRegisters, 1, 2))
+	if err != nil || resp[3] != 40 || resp[5] != 70 { // tenths
+		t.Errorf("reads % x, %v", []byte(resp), err)
+	}
+
+	next.MaxClients++
+	if s.Serves(next) {
+		t.Error("another limit makes no other server")
+	}
+	after, err := s.Succeed(next, New(next, image, Gate{}, modbus.Identity{}, log), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer after.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if after.Addr().String() != s.Addr().String() {
+		t.Errorf("it listens on %v, before on %v", after.Addr(), s.Addr())
+	}
+	image.Retain(func(id point.ID) bool { return id != "boiler.temp" })
+	image.Show([]config.Server{old}, func(point.ID) (point.Sample, bool) { return point.Sample{}, false })
+	if resp, err := New(old, image, Gate{}, modbus.Identity{}, log).Do(t.Context(), 1, modbus.ReadRequest(modbus.HoldingRegisters, 0, 1)); err == nil {
+		t.Errorf("a point that was forgotten reads % x", []byte(resp))
+	}
+}

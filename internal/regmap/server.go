@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"reflect"
+	"sync/atomic"
 	"time"
 
 	"fieldgate/internal/config"
@@ -12,12 +14,13 @@ import (
 	"fieldgate/internal/line"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/quick"
+	"fieldgate/internal/socket"
 )
 
 // Server is a Map on its socket or serial port.
 type Server struct {
-	cfg    config.Server
-	m      *Map
+	cfg    config.Server // without the map
+	m      atomic.Pointer[Map]
 	modbus *modbus.Server
 	log    *slog.Logger
 	l      net.Listener   // TCP
@@ -35,16 +38,11 @@ const (
 // Listen puts m on the address of cfg, from which it was made. A serial port is
 // opened by Run, as often as it takes. Close ends what is not run.
 func Listen(cfg config.Server, m *Map, log *slog.Logger) (*Server, error) {
-	s := &Server{cfg: cfg, m: m, log: log, modbus: &modbus.Server{
-		Endpoint: m, Units: m.Units, Default: cfg.Unit, Allow: cfg.Allow,
-		MaxClients: cfg.MaxClients, Idle: cfg.Idle, Log: log,
-	}}
+	s := newServer(cfg, m, log)
 	var err error
 	switch cfg.Kind {
 	case config.TCP:
-		// Half-open connections of hosts that are gone are found by keep-alive.
-		lc := net.ListenConfig{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}}
-		s.l, err = lc.Listen(context.Background(), "tcp", cfg.Address)
+		s.l, err = net.Listen("tcp", cfg.Address)
 	case config.UDP:
 		s.pc, err = net.ListenPacket("udp", cfg.Address)
 	}
@@ -53,6 +51,55 @@ func Listen(cfg config.Server, m *Map, log *slog.Logger) (*Server, error) {
 	}
 	return s, nil
 }
+
+func newServer(cfg config.Server, m *Map, log *slog.Logger) *Server {
+	s := &Server{cfg: wire(cfg), log: log}
+	s.m.Store(m)
+	s.modbus = &modbus.Server{
+		Endpoint: s, Units: func(u modbus.UnitID) bool { return s.m.Load().Units(u) }, Default: cfg.Unit, Allow: cfg.Allow,
+		MaxClients: cfg.MaxClients, Idle: cfg.Idle, Log: log,
+	}
+	return s
+}
+
+// wire returns what a Server itself has of its settings.
+func wire(cfg config.Server) config.Server {
+	cfg.Writes, cfg.Map, cfg.Pass, cfg.PassWrites = false, nil, nil, config.PassWrites{}
+	return cfg
+}
+
+// Serves reports whether the settings differ from the server's in the map alone,
+// so that Change is enough.
+func (s *Server) Serves(cfg config.Server) bool { return reflect.DeepEqual(s.cfg, wire(cfg)) }
+
+// Change puts another map in place of the server's. Clients stay connected, and
+// a request is answered by the one or the other.
+func (s *Server) Change(m *Map) { s.m.Store(m) }
+
+// Succeed is Listen for a server with other settings at the same address: it
+// takes over the socket of s, which must end before it is run.
+func (s *Server) Succeed(cfg config.Server, m *Map, log *slog.Logger) (*Server, error) {
+	next := newServer(cfg, m, log)
+	var err error
+	switch {
+	case s.l != nil:
+		next.l, err = socket.Again(s.l)
+	case s.pc != nil:
+		next.pc, err = socket.AgainPacket(s.pc)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("take over %s: %w", cfg.Name, err)
+	}
+	return next, nil
+}
+
+// Do implements modbus.Endpoint.
+func (s *Server) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+	return s.m.Load().Do(ctx, unit, req)
+}
+
+// Quick implements modbus.Quick.
+func (s *Server) Quick(unit modbus.UnitID, req modbus.PDU) bool { return s.m.Load().Quick(unit, req) }
 
 // Name returns where the server listens, as the configuration has it.
 func (s *Server) Name() string { return s.cfg.Name }
@@ -85,10 +132,10 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.beat.Stops()
 	switch {
 	case s.l != nil:
-		s.log.Info("modbus server listens", "address", s.l.Addr().String(), "points", len(s.cfg.Map))
+		s.log.Info("modbus server listens", "address", s.l.Addr().String(), "points", s.m.Load().len())
 		return s.modbus.Serve(ctx, quickListener{s.l, &s.beat}, s.cfg.Framing)
 	case s.pc != nil:
-		s.log.Info("modbus server listens", "address", s.pc.LocalAddr().String(), "points", len(s.cfg.Map))
+		s.log.Info("modbus server listens", "address", s.pc.LocalAddr().String(), "points", s.m.Load().len())
 		return s.modbus.ServeUDP(ctx, datagrams{s.pc, &s.beat})
 	}
 	s.runSerial(ctx)
@@ -104,7 +151,7 @@ func (s *Server) runSerial(ctx context.Context) {
 		s.beat.Works()
 		port, err := line.OpenPort(bus, s.log)
 		if err == nil {
-			s.log.Info("modbus server listens", "address", s.cfg.Name, "mode", s.cfg.Mode.String(), "points", len(s.cfg.Map))
+			s.log.Info("modbus server listens", "address", s.cfg.Name, "mode", s.cfg.Mode.String(), "points", s.m.Load().len())
 			wait, told = reopenFirst, ""
 			s.beat.Waits() // for requests
 			err = s.modbus.ServeSerial(ctx, port, s.cfg.Framing, nil, s.cfg.Mode.CharTime())
@@ -138,7 +185,7 @@ type Stats struct {
 // Stats returns the counts. It is safe to call at any time.
 func (s *Server) Stats() Stats {
 	st := Stats{ServerStats: s.modbus.Stats(), ByClient: s.modbus.Clients()}
-	st.Unmapped, st.More = s.m.Unmapped()
+	st.Unmapped, st.More = s.m.Load().Unmapped()
 	return st
 }
 
@@ -155,6 +202,11 @@ func (l quickListener) Accept() (net.Conn, error) {
 	l.beat.Works()
 	if err != nil {
 		return nil, err
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		// Half-open connections of hosts that are gone are found by keep-alive. One
+		// that cannot be set so is gone already.
+		_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3})
 	}
 	return quick.Conn(c), nil
 }
