@@ -198,12 +198,10 @@ type Options struct {
 
 // Desk is the gate. Its methods are safe for use by several goroutines.
 type Desk struct {
-	o      Options
+	o      Options // without what is in the book
 	log    *slog.Logger
-	points map[point.ID]*place         // those that may be written, or that commands read
-	held   []*place                    // those whose values are written again
-	setups map[string][]config.Setting // by device
-	losses []lossPoint
+	book   atomic.Pointer[book]
+	turned chan struct{} // holds a token when the book is new
 
 	inbox    chan func(ctx, grace context.Context) // work for Run's goroutines
 	noting   chan struct{}                         // a token for each record on its way that nobody waits for
@@ -228,11 +226,16 @@ type Desk struct {
 	beat, watching health.Beat // of Run and of watch
 }
 
-// place is a point, and what is known of its writes. The rest is under mu.
+// place is a point, and what is known of its writes.
 type place struct {
 	point  *point.Point
 	device *config.Device
+	*account
+}
 
+// account is what is known of the writes of a point. It lives on when the
+// configuration changes. It is guarded by Desk.mu.
+type account struct {
 	newest   uint64    // serial of the newest order for it
 	accepted time.Time // when an order for it was last accepted
 	day      int64     // of writes, in days since 1970
@@ -251,9 +254,7 @@ func Open(dir string, o Options, log *slog.Logger) *Desk {
 		o.Connected = func(string) bool { return true }
 	}
 	d := &Desk{
-		o: o, log: log,
-		points: make(map[point.ID]*place),
-		setups: make(map[string][]config.Setting),
+		o: o, log: log, turned: make(chan struct{}, 1),
 		inbox:  make(chan func(ctx, grace context.Context), maxWaiting),
 		noting: make(chan struct{}, maxNoting),
 		turns:  make(map[string][]*turn),
@@ -261,33 +262,8 @@ func Open(dir string, o Options, log *slog.Logger) *Desk {
 		urgent: make(map[string]uint64), writing: make(map[*writeUnderWay]bool),
 		restored: make(map[string]uint64), seed: maphash.MakeSeed(),
 	}
-	targets := make(map[point.ID]bool)
-	for i := range o.Commands {
-		for _, t := range o.Commands[i].Targets {
-			targets[t.Point] = true
-		}
-	}
-	for i := range o.Devices {
-		dev := &o.Devices[i]
-		if len(dev.Setup) > 0 {
-			d.setups[dev.Name] = dev.Setup
-		}
-		for j := range dev.Points {
-			p := &dev.Points[j]
-			if p.Write == nil && !targets[p.ID] {
-				continue
-			}
-			pl := &place{point: p, device: dev}
-			d.points[p.ID] = pl
-			if p.Write != nil && p.Write.Reassert > 0 {
-				d.held = append(d.held, pl)
-			}
-			if p.Write != nil && !p.Write.OnLoss.IsZero() {
-				d.losses = append(d.losses, d.lossOf(pl))
-			}
-		}
-	}
-	d.o.Devices = nil
+	d.o.Devices, d.o.Commands, d.o.Rules, d.o.Kept = nil, nil, config.CommandRules{}, nil
+	d.Change(o.Devices, o.Commands, o.Rules, o.Kept)
 	d.remember(dir, time.Now())
 	return d
 }
@@ -362,7 +338,7 @@ func (d *Desk) submit(f func(ctx, grace context.Context)) bool {
 
 // find returns a point and the unit id of its device, for decode.
 func (d *Desk) find(id point.ID) (*point.Point, modbus.UnitID) {
-	p := d.points[id]
+	p := d.book.Load().points[id]
 	if p == nil {
 		return nil, 0
 	}

@@ -195,7 +195,7 @@ func (d *Desk) refuseKnown(key string, j *job, r Result, now time.Time) verdict 
 
 // retire lets an id be forgotten after the duplicate window. mu is held.
 func (d *Desk) retire(key string, now time.Time) {
-	d.retired = append(d.retired, expiry{key, now.Add(d.o.Rules.DuplicateWindow)})
+	d.retired = append(d.retired, expiry{key, now.Add(d.book.Load().rules.DuplicateWindow)})
 }
 
 // forget forgets the ids whose time is over. mu is held.
@@ -236,7 +236,7 @@ func (d *Desk) checkWrites(j *job) Result {
 		c, err := d.checkWrite(w)
 		if err != nil {
 			why := byValue
-			if pl := d.points[w.Point]; pl == nil || pl.point.Write == nil {
+			if pl := d.book.Load().points[w.Point]; pl == nil || pl.point.Write == nil {
 				why = byPoint
 			}
 			if several {
@@ -252,7 +252,7 @@ func (d *Desk) checkWrites(j *job) Result {
 }
 
 func (d *Desk) checkWrite(w Write) (checked, error) {
-	pl := d.points[w.Point]
+	pl := d.book.Load().points[w.Point]
 	if pl == nil {
 		return checked{}, fmt.Errorf("there is no point %s", quote(string(w.Point)))
 	}

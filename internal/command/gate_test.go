@@ -160,7 +160,7 @@ func TestSkipIfEqual(t *testing.T) {
 		if got := d.plant.writes(); len(got) != 3 {
 			t.Errorf("written %q", got)
 		}
-		if n := d.points["boiler.setpoint"].writes; n != 2 {
+		if n := d.book.Load().points["boiler.setpoint"].writes; n != 2 {
 			t.Errorf("%d writes are counted, want 2", n)
 		}
 	})

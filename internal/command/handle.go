@@ -29,8 +29,9 @@ type Subscription struct {
 func (d *Desk) Subscriptions(via string) []Subscription {
 	var subs []Subscription
 	of := make(map[string][]*config.Command)
-	for i := range d.o.Commands {
-		c := &d.o.Commands[i]
+	b := d.book.Load()
+	for i := range b.commands {
+		c := &b.commands[i]
 		if !slices.Contains(c.From, via) {
 			continue
 		}
@@ -40,7 +41,7 @@ func (d *Desk) Subscriptions(via string) []Subscription {
 		of[c.Filter] = append(of[c.Filter], c)
 	}
 	for i := range subs {
-		h := handler{d: d, commands: of[string(subs[i].Filter)], kept: slices.Contains(d.o.Kept, via)}
+		h := handler{d: d, commands: of[string(subs[i].Filter)], kept: slices.Contains(b.kept, via)}
 		for _, c := range h.commands {
 			subs[i].QoS = max(subs[i].QoS, c.QoS)
 		}
@@ -389,7 +390,7 @@ func (d *Desk) answerRead(ctx context.Context, m message, id string, ids []point
 		}
 		b = point.AppendJSONString(append(b, `{"point":`...), string(s.ID))
 		b = s.Value.AppendJSON(append(b, `,"value":`...))
-		if p := d.points[s.ID]; p != nil && p.point.Unit != "" {
+		if p := d.book.Load().points[s.ID]; p != nil && p.point.Unit != "" {
 			b = point.AppendJSONString(append(b, `,"unit":`...), p.point.Unit)
 		}
 		b = point.AppendJSONString(append(b, `,"quality":`...), s.Quality.String())

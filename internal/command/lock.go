@@ -12,7 +12,7 @@ import (
 // The lock itself may be written, where its own settings let it: else nobody
 // could open one that is a virtual point.
 func (d *Desk) locked(id point.ID) string {
-	lock := d.o.Rules.Lock
+	lock := d.book.Load().rules.Lock
 	if lock == "" || id == lock {
 		return ""
 	}

@@ -172,7 +172,7 @@ type orphan struct {
 // remember reads what the record says of before: ids with their answers, and
 // what was written on this day.
 func (d *Desk) remember(dir string, now time.Time) {
-	since := now.Add(-max(d.o.Rules.DuplicateWindow, 24*time.Hour))
+	since := now.Add(-max(d.book.Load().rules.DuplicateWindow, 24*time.Hour))
 	if !d.o.ClockSet() {
 		since = time.Time{} // nobody knows how long ago that is
 	}
@@ -225,7 +225,7 @@ func (d *Desk) remember(dir string, now time.Time) {
 			}
 		}
 		key := keyOf(o.record)
-		if key == "" || d.o.ClockSet() && now.Sub(o.record.Time) > d.o.Rules.DuplicateWindow || len(d.ids) >= maxIDs || d.ids[key] != nil {
+		if key == "" || d.o.ClockSet() && now.Sub(o.record.Time) > d.book.Load().rules.DuplicateWindow || len(d.ids) >= maxIDs || d.ids[key] != nil {
 			continue
 		}
 		k := &known{content: contentOf(o.record), done: make(chan struct{}), result: r}
@@ -274,7 +274,7 @@ func valueOf(text string) point.Value {
 
 // spendAgain counts a write of before that is not the outcome of an order.
 func (d *Desk) spendAgain(r audit.Record, now time.Time) {
-	if p := d.points[point.ID(r.Point)]; p != nil && today(r.Time) == today(now) {
+	if p := d.book.Load().points[point.ID(r.Point)]; p != nil && today(r.Time) == today(now) {
 		p.day = today(now)
 		p.writes++
 	}

@@ -149,7 +149,7 @@ func (d *Desk) overtake(j *job) {
 				w.cancel()
 			}
 		}
-		for _, p := range d.held {
+		for _, p := range d.book.Load().held {
 			if p.device.Name == device {
 				p.hold = holding{}
 			}

@@ -55,10 +55,10 @@ type lossPoint struct {
 }
 
 // lossOf returns what a point does when the uplinks are lost that may command it.
-func (d *Desk) lossOf(p *place) lossPoint {
+func lossOf(p *place, commands []config.Command) lossPoint {
 	l := lossPoint{place: p, value: p.point.Write.OnLoss, busy: make(chan bool, 1)}
-	for i := range d.o.Commands {
-		c := &d.o.Commands[i]
+	for i := range commands {
+		c := &commands[i]
 		if !slices.ContainsFunc(c.Targets, func(t config.Target) bool { return t.Point == p.point.ID }) {
 			continue
 		}
@@ -73,21 +73,32 @@ func (d *Desk) lossOf(p *place) lossPoint {
 
 // watch writes what nobody asks for, until ctx ends.
 func (d *Desk) watch(ctx, grace context.Context, work *sync.WaitGroup) {
-	if len(d.held) == 0 && len(d.losses) == 0 {
-		return
-	}
 	away := make(map[string]time.Time) // uplinks, since when
 	var looked time.Time
 	defer d.watching.Stops()
+	b := d.book.Load()
 	for {
+		if newest := d.book.Load(); newest != b {
+			newest.inherit(b)
+			b = newest
+		}
+		if len(b.held) == 0 && len(b.losses) == 0 {
+			d.watching.Waits() // for another configuration
+			select {
+			case <-ctx.Done():
+				return
+			case <-d.turned:
+				continue
+			}
+		}
 		d.watching.Works()
 		now := time.Now()
 		wake := now.Add(lossTick)
-		if len(d.losses) > 0 && now.Sub(looked) >= lossTick {
+		if len(b.losses) > 0 && now.Sub(looked) >= lossTick {
 			looked = now
-			d.watchLosses(ctx, grace, now, away, work)
+			d.watchLosses(ctx, grace, now, b, away, work)
 		}
-		for _, p := range d.held {
+		for _, p := range b.held {
 			if next := d.reassertDue(ctx, grace, p, now, work); !next.IsZero() && next.Before(wake) {
 				wake = next
 			}
@@ -100,28 +111,28 @@ func (d *Desk) watch(ctx, grace context.Context, work *sync.WaitGroup) {
 }
 
 // watchLosses looks once at the uplinks and at what depends on them.
-func (d *Desk) watchLosses(ctx, grace context.Context, now time.Time, away map[string]time.Time, work *sync.WaitGroup) {
+func (d *Desk) watchLosses(ctx, grace context.Context, now time.Time, b *book, away map[string]time.Time, work *sync.WaitGroup) {
 	lost := func(name string) bool {
 		if d.o.Connected(name) {
 			delete(away, name)
 			return false
 		}
 		if since, ok := away[name]; ok {
-			return now.Sub(since) >= d.o.Rules.LossAfter
+			return now.Sub(since) >= b.rules.LossAfter
 		}
 		away[name] = now
 		return false
 	}
 	state := make(map[string]bool)
-	for i := range d.losses {
-		for _, name := range d.losses[i].from {
+	for i := range b.losses {
+		for _, name := range b.losses[i].from {
 			if _, known := state[name]; !known {
 				state[name] = lost(name)
 			}
 		}
 	}
-	for i := range d.losses {
-		l := &d.losses[i]
+	for i := range b.losses {
+		l := &b.losses[i]
 		select {
 		case l.done = <-l.busy:
 			l.next = now.Add(lossAgain)
@@ -236,7 +247,7 @@ func (d *Desk) reassert(ctx, grace context.Context, p *place, t *turn, value poi
 // Online is to be called when a device answers for the first time, or again
 // after it was offline: its setup is written. It does not block.
 func (d *Desk) Online(device string) {
-	settings := d.setups[device]
+	settings := d.book.Load().setups[device]
 	if len(settings) == 0 {
 		return
 	}
