@@ -158,6 +158,46 @@ func Listen(cfg config.Broker, dir string, log *slog.Logger) (*Broker, error) {
 }
 
 func listen(cfg config.Broker, dir string, log *slog.Logger, times times) (*Broker, error) {
+	b, err := bind(cfg, log, times, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.begin(dir); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// Succeed is Listen for a broker that takes the place of b: listeners at an
+// address of b are b's. It has no file yet, and is not to be used before Begin;
+// Close ends it without.
+func (b *Broker) Succeed(cfg config.Broker, log *slog.Logger) (*Broker, error) {
+	return bind(cfg, log, b.times, b)
+}
+
+// Begin makes the broker ready for use once the one before has ended: its
+// sessions and retained messages are loaded. After an error it is closed.
+func (b *Broker) Begin(dir string) error { return b.begin(dir) }
+
+// begin is Listen without the listeners, which are open. They are closed after
+// an error.
+func (b *Broker) begin(dir string) (err error) {
+	if b.cfg.Persist {
+		if b.store, err = openStore(dir, b.log); err != nil {
+			b.closeListeners()
+			return err
+		}
+	}
+	if err := b.serve(); err != nil {
+		b.closeListeners()
+		return errors.Join(err, b.store.close())
+	}
+	return nil
+}
+
+// bind makes a broker and opens its listeners; those that before has are taken
+// over.
+func bind(cfg config.Broker, log *slog.Logger, times times, before *Broker) (*Broker, error) {
 	if cfg.MaxClients <= 0 {
 		cfg.MaxClients = 64
 	}
@@ -181,18 +221,8 @@ func listen(cfg config.Broker, dir string, log *slog.Logger, times times) (*Brok
 	if b.auth, err = newAuth(cfg.Users, cfg.Anonymous); err != nil {
 		return nil, err
 	}
-	if err := b.open(); err != nil {
+	if err := b.open(before); err != nil {
 		return nil, err
-	}
-	if cfg.Persist {
-		if b.store, err = openStore(dir, log); err != nil {
-			b.closeListeners()
-			return nil, err
-		}
-	}
-	if err := b.serve(); err != nil {
-		b.closeListeners()
-		return nil, errors.Join(err, b.store.close())
 	}
 	return b, nil
 }
@@ -331,6 +361,9 @@ func (b *Broker) Close() (err error) {
 		b.closed.Store(true)
 		b.mu.Unlock()
 		b.closeListeners()
+		if b.server == nil { // Begin was not called
+			return
+		}
 		b.wires.close(false)
 		over := make(chan struct{})
 		go func() { // ends with the last connection

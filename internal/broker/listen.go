@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -25,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/socket"
 )
 
 // How many connections may be without a session at a time: in all, and from
@@ -64,8 +64,9 @@ func (l *listener) Protocol() string { return l.cfg.Scheme }
 // Init has nothing to do: the listener is open, so that its errors came early.
 func (l *listener) Init(*slog.Logger) error { return nil }
 
-// open makes the listeners of the configuration; none stays open after an error.
-func (b *Broker) open() (err error) {
+// open makes the listeners of the configuration, on the sockets of before where
+// it has the same addresses; none stays open after an error.
+func (b *Broker) open(before *Broker) (err error) {
 	defer func() {
 		if err != nil {
 			b.closeListeners()
@@ -85,24 +86,51 @@ func (b *Broker) open() (err error) {
 		default:
 			return fmt.Errorf("listen %s: unknown scheme, want mqtt, mqtts, ws or wss", l.url())
 		}
-		// A peer that vanished is found out by TCP, whatever keep-alive it asked for.
-		idle := b.cfg.KeepaliveMax / 2
-		lc := net.ListenConfig{
-			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: max(idle, time.Second), Interval: max(idle/3, time.Second), Count: 3},
-			Control: func(_, _ string, c syscall.RawConn) error {
-				return c.Control(func(fd uintptr) {
-					// Data that stays unacknowledged; sockets inherit it. Without
-					// it the connection is only found dead later.
-					_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(b.cfg.KeepaliveMax/time.Millisecond))
-				})
-			},
+		if had := before.at(cfg.Address); had != nil {
+			l.net, err = socket.Again(had)
+		} else {
+			l.net, err = net.Listen("tcp", cfg.Address)
 		}
-		if l.net, err = lc.Listen(context.Background(), "tcp", cfg.Address); err != nil {
+		if err != nil {
 			return fmt.Errorf("listen %s: %w%s", l.url(), err, remedy(err))
 		}
 		b.listeners = append(b.listeners, l)
 	}
 	return nil
+}
+
+// at returns the listener that was opened for an address, nil if there is none.
+func (b *Broker) at(address string) net.Listener {
+	if b == nil {
+		return nil
+	}
+	for _, l := range b.listeners {
+		if l.cfg.Address == address {
+			return l.net
+		}
+	}
+	return nil
+}
+
+// watch has TCP find out that the peer of a connection has vanished, whatever
+// keep-alive it asks for.
+func (b *Broker) watch(c net.Conn) {
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		return
+	}
+	idle := b.cfg.KeepaliveMax / 2
+	// Errors are those of a connection that is gone already.
+	_ = t.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: max(idle, time.Second), Interval: max(idle/3, time.Second), Count: 3})
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		// Data that stays unacknowledged; without it the connection is only found
+		// dead later.
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(b.cfg.KeepaliveMax/time.Millisecond))
+	})
 }
 
 // remedy says what to do about an address that cannot be had.
@@ -209,6 +237,7 @@ func (l *listener) accept() (*wire, error) {
 	for {
 		c, err := l.net.Accept()
 		if err == nil {
+			l.b.watch(c)
 			w := &wire{
 				Conn: c, count: &l.b.count, times: l.b.times, accepted: time.Now(),
 				from: origin(c.RemoteAddr()), over: l.b.wires.remove,
