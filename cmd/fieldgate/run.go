@@ -29,7 +29,10 @@ Runs the gateway until it is told to stop (SIGTERM or Ctrl-C).
   fieldgate -c plant.yaml run --data /tmp/plant
 
 It polls at once, also when no broker can be reached. Errors in the
-configuration are printed, one a line, and end it with exit code 2.`)
+configuration are printed, one a line, and end it with exit code 2.
+
+SIGHUP has it read the configuration again and change over to it; what has
+not changed there is not touched. One that is no good changes nothing.`)
 	f.StringVar(&a.config, "c", a.config, "configuration `FILE`")
 	data := f.String("data", "", "`DIR` for what must survive a restart (default $STATE_DIRECTORY, else /var/lib/fieldgate)")
 	level := f.String("log-level", "", "least `LEVEL` that is logged: debug, info, warn or error; overrides the configuration's log.level")
@@ -40,6 +43,7 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	if len(rest) > 0 {
 		return usagef("run takes no arguments, only options; \"fieldgate run -h\" explains it")
 	}
+	hangups, terminal := catchHangups()
 	debug.SetTraceback("crash") // a panic ends by a signal: exit code 2 is a bad configuration
 	settleLater := quickStart()
 	cfg, topics, err := loadConfig(a)
@@ -51,7 +55,9 @@ configuration are printed, one a line, and end it with exit code 2.`)
 			return usagef("--log-level %s: write debug, info, warn or error", *level)
 		}
 	}
-	log := newLog(a.stderr, cfg.Log)
+	least := new(slog.LevelVar)
+	least.Set(cfg.Log.Level)
+	log := newLog(a.stderr, cfg.Log.Format, least)
 	for _, w := range cfg.Warnings {
 		log.Warn("configuration", "warning", w.Error())
 	}
@@ -71,6 +77,10 @@ configuration are printed, one a line, and end it with exit code 2.`)
 	notify := systemd.New(log)
 	log.Info("started", "version", programVersion(), "site", cfg.Site.ID,
 		"buses", len(cfg.Buses), "devices", len(cfg.Devices), "uplinks", len(cfg.Uplinks))
+	reload := reloader{
+		path: a.config, gateway: g, notify: notify, log: log, level: least, fixed: *level != "", format: cfg.Log.Format,
+		hangups: hangups, terminal: terminal,
+	}
 	cfg, topics = nil, nil // what only the start needs
 	ctx, stop := context.WithCancel(ctx)
 	var settling sync.WaitGroup
@@ -78,6 +88,7 @@ configuration are printed, one a line, and end it with exit code 2.`)
 		notify.Ready("running")
 		settling.Go(func() { notify.Watch(ctx, g.Healthy, g.Summary) }) // ends with ctx
 		settling.Go(func() { settleLater(ctx) })                        // ends with ctx
+		settling.Go(func() { reload.run(ctx, stop) })                   // ends with ctx
 	})
 	stop()
 	settling.Wait()
@@ -154,13 +165,13 @@ func dataPath(dir string) string {
 	return dir
 }
 
-func newLog(w io.Writer, cfg config.Log) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: cfg.Level, ReplaceAttr: logAttr}
+func newLog(w io.Writer, format string, level slog.Leveler) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: logAttr}
 	switch {
-	case cfg.Format == "json":
+	case format == "json":
 		return slog.New(slog.NewJSONHandler(w, opts))
-	case cfg.Format == "journal", cfg.Format == "auto" && systemd.UnderJournal():
-		return slog.New(systemd.NewJournalHandler(w, cfg.Level))
+	case format == "journal", format == "auto" && systemd.UnderJournal():
+		return slog.New(systemd.NewJournalHandler(w, level))
 	}
 	return slog.New(slog.NewTextHandler(w, opts))
 }

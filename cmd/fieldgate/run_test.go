@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
 )
 
@@ -21,7 +20,7 @@ func TestLogFormats(t *testing.T) {
 		"json": `{"time":"2025-11-05T14:30:15.120Z","level":"WARN","msg":"device offline","unit":7,"table":"holding","after":"1.5s","err":"no response"}`,
 	} {
 		var out strings.Builder
-		if err := newLog(&out, config.Log{Format: format}).Handler().Handle(t.Context(), record); err != nil {
+		if err := newLog(&out, format, slog.LevelInfo).Handler().Handle(t.Context(), record); err != nil {
 			t.Fatal(err)
 		}
 		if got := out.String(); !strings.HasPrefix(got, want) {

@@ -16,7 +16,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -70,26 +69,30 @@ type Bridge struct {
 	out, in, echoes, looped, refused, ignored atomic.Uint64
 }
 
-// Open makes the bridge of the uplink c, which has rules, between b and the
-// uplink's queue q, and begins to take what clients of b publish. status is the
-// topic below which the gateway says how it is, and clients are the ids of all
-// its uplinks. There is nothing to close: it ends with b.
-func Open(c config.Uplink, status string, clients []string, b *broker.Broker, q *queue.Queue, log *slog.Logger) (*Bridge, error) {
-	br := &Bridge{
+// New makes the bridge of the uplink c, which has rules, between b and the
+// uplink's queue q. status is the topic below which the gateway says how it is,
+// and clients are the ids of all its uplinks.
+func New(c config.Uplink, status string, clients []string, b *broker.Broker, q *queue.Queue, log *slog.Logger) *Bridge {
+	return &Bridge{
 		name: c.Name, rules: c.Bridge, commit: c.Queue.Commit,
 		status: status, clients: clients,
 		broker: b, queue: q, log: log,
 		memory: newMemory(), never: make(chan struct{}),
 	}
-	for _, r := range br.rules {
-		if !r.Out {
-			continue
-		}
-		if _, err := b.Subscribe(mqtt.Filter(r.Local()), br.sender(r)); err != nil {
-			return nil, fmt.Errorf("take %s: %w", r.Local(), err)
+}
+
+// Local returns what is to be asked of the embedded broker: nothing for a nil
+// Bridge.
+func (b *Bridge) Local() (subs []uplink.Subscription) {
+	if b == nil {
+		return nil
+	}
+	for _, r := range b.rules {
+		if r.Out {
+			subs = append(subs, uplink.Subscription{Filter: mqtt.Filter(r.Local()), QoS: r.QoS, Handle: b.sender(r)})
 		}
 	}
-	return br, nil
+	return subs
 }
 
 // Subscriptions returns what the uplink is to ask its broker for: nothing for a

@@ -75,8 +75,11 @@ func (s *site) bridgeTo(url string, q config.Queue, rules ...config.BridgeRule) 
 	if s.queue, err = queue.Open(s.t.TempDir(), c.Name, q, log); err != nil {
 		s.t.Fatal(err)
 	}
-	if s.bridge, err = Open(c, "fieldgate/"+s.name, []string{c.ClientID}, s.broker, s.queue, log); err != nil {
-		s.t.Fatal(err)
+	s.bridge = New(c, "fieldgate/"+s.name, []string{c.ClientID}, s.broker, s.queue, log)
+	for _, sub := range s.bridge.Local() {
+		if _, err := s.broker.Subscribe(sub.Filter, sub.Handle); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 	s.uplink = uplink.New(c, s.queue, mqtt.Message{}, mqtt.Message{}, s.bridge.Subscriptions(), log)
 	s.uplink.OnSend, s.bridge.Connected = s.bridge.Sent, s.uplink.Connected

@@ -350,9 +350,11 @@ func (b *Bus) stop(ctx context.Context) {
 	}
 }
 
-func (b *Bus) errStopped() error {
-	return fmt.Errorf("bus %s: stopped: %w", b.cfg.Name, context.Canceled)
-}
+// ErrStopped is what a bus says of that which it was asked for and has not sent,
+// because Run has ended.
+var ErrStopped = fmt.Errorf("stopped: %w", context.Canceled)
+
+func (b *Bus) errStopped() error { return fmt.Errorf("bus %s: %w", b.cfg.Name, ErrStopped) }
 
 // send hands e to Run's goroutine.
 func (b *Bus) send(e errand) error {

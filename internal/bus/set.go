@@ -85,6 +85,16 @@ func (s *Set) Paused(device string) time.Duration {
 	return 0
 }
 
+// Bus returns the bus of a name, nil if there is none.
+func (s *Set) Bus(name string) *Bus {
+	for _, b := range s.buses {
+		if b.cfg.Name == name {
+			return b
+		}
+	}
+	return nil
+}
+
 // Status returns the status of each bus, in the order of NewSet.
 func (s *Set) Status() []Status {
 	all := make([]Status, len(s.buses))

@@ -183,7 +183,12 @@ func (w *write) admit(b *Bus) {
 }
 
 // give ends a write at the end of the bus.
-func (w *write) give(err error) { w.done <- w.partly(err) }
+func (w *write) give(err error) {
+	if w.n > 0 && !w.modify {
+		err = w.partly(context.Canceled) // not ErrStopped: some of it was sent
+	}
+	w.done <- err
+}
 
 // partly adds to an error that some registers have been written.
 func (w *write) partly(err error) error {

@@ -32,37 +32,45 @@ const (
 type siren struct {
 	gateway *Gateway
 	board   *alarm.Board
-	topic   string // before the severity
 	say     func(context.Context, mqtt.Message)
-	queues  []*queue.Queue // of the uplinks that take what the gateway says of itself
-	news    chan struct{}  // holds one token when there may be something to say
+	news    chan struct{} // holds one token when there may be something to say
 	beat    health.Beat
 }
 
-// newSiren returns the siren of a configuration. What it warns of at its start
-// is raised as long as the configuration is what it is.
-func newSiren(cfg *config.Config, g *Gateway) *siren {
-	s := &siren{gateway: g, board: alarm.New(alarmHold), topic: alarmTopic(cfg.Site), news: make(chan struct{}, 1)}
+func newSiren(g *Gateway) *siren {
+	s := &siren{gateway: g, board: alarm.New(alarmHold), news: make(chan struct{}, 1)}
 	s.say = s.urgent
+	return s
+}
+
+// reload takes note that the assembly next is in the place of was: what a
+// configuration itself is an alarm for is raised as long as it is what it is, and
+// an uplink that is gone has no alarms.
+func (s *siren) reload(was, next *assembly) {
 	now := time.Now()
-	for i, u := range cfg.Uplinks {
-		if !u.NoStatus {
-			s.queues = append(s.queues, g.ways[i].queue)
+	for _, w := range next.ways {
+		urls := w.cfg.Unencrypted()
+		s.hold(now, len(urls) > 0, alarm.Condition{
+			Name: "unencrypted." + w.name, Severity: alarm.Warning,
+			Reason: strings.Join(urls, ", ") + ": anyone on the way can read and change what is sent",
+		})
+		s.hold(now, w.cfg.TLS.Insecure, alarm.Condition{
+			Name: "insecure." + w.name, Severity: alarm.Warning,
+			Reason: "the broker's certificate is not checked, so anyone on the way can be the broker",
+		})
+	}
+	for _, w := range was.ways {
+		if next.way(w.name).queue != nil {
+			continue
 		}
-		if urls := u.Unencrypted(); len(urls) > 0 {
-			s.board.Raise(now, alarm.Condition{
-				Name: "unencrypted." + u.Name, Severity: alarm.Warning,
-				Reason: strings.Join(urls, ", ") + ": anyone on the way can read and change what is sent",
-			})
-		}
-		if u.TLS.Insecure {
-			s.board.Raise(now, alarm.Condition{
-				Name: "insecure." + u.Name, Severity: alarm.Warning,
-				Reason: "the broker's certificate is not checked, so anyone on the way can be the broker",
-			})
+		for _, a := range s.board.All() {
+			if _, of, _ := strings.Cut(a.Name, "."); of == w.name {
+				s.board.Clear(now, a.Name, a.Value)
+			}
 		}
 	}
-	return s
+	s.look(now)
+	s.wake()
 }
 
 // alarmTopic is where alarms are published, but for the severity.
@@ -91,6 +99,10 @@ func (s *siren) queueEvent(uplink string, e queue.Event) {
 	} else {
 		s.board.Raise(time.Now(), c)
 	}
+	s.wake()
+}
+
+func (s *siren) wake() {
 	select {
 	case s.news <- struct{}{}:
 	default:
@@ -99,20 +111,21 @@ func (s *siren) queueEvent(uplink string, e queue.Event) {
 
 // look holds what nobody tells of against the board.
 func (s *siren) look(now time.Time) {
-	g := s.gateway
+	g, at := s.gateway, s.gateway.now.Load()
 	s.hold(now, g.clock.State() == clock.Unset, alarm.Condition{
 		Name: "clock_unsynced", Severity: alarm.Warning,
 		Reason: "the clock has not been set, times may be wrong",
 	})
-	if g.broker != nil {
-		fault := g.broker.Stats().StoreError
-		s.hold(now, fault != "", alarm.Condition{
-			Name: "broker_store", Severity: alarm.Warning,
-			Reason: "sessions and retained messages of the broker are in memory only: " + fault,
-		})
+	fault := ""
+	if b := at.broker.Broker; b != nil {
+		fault = b.Stats().StoreError
 	}
-	if g.audit != nil {
-		a := g.audit.Stats()
+	s.hold(now, fault != "", alarm.Condition{
+		Name: "broker_store", Severity: alarm.Warning,
+		Reason: "sessions and retained messages of the broker are in memory only: " + fault,
+	})
+	if at.audit != nil {
+		a := at.audit.Stats()
 		s.hold(now, a.Fault != "", alarm.Condition{
 			Name: "audit_disk", Severity: alarm.Critical,
 			Reason: "who writes what cannot be recorded, so writes are refused: " + a.Fault,
@@ -122,12 +135,12 @@ func (s *siren) look(now time.Time) {
 			Reason: "the record of who wrote what is not as it was written: " + a.Suspect,
 		})
 	}
-	fault := g.plant.virtual.Status().Fault
+	fault = g.plant.virtual.Status().Fault
 	s.hold(now, fault != "", alarm.Condition{
 		Name: "kept_values", Severity: alarm.Warning,
 		Reason: "values of virtual points are not saved: " + fault,
 	})
-	for _, w := range g.ways {
+	for _, w := range at.ways {
 		refused := w.uplink.Status().Unsubscribed
 		c := alarm.Condition{Name: "subscription_refused." + w.name, Severity: alarm.Critical, Value: point.IntValue(int64(len(refused)))}
 		if len(refused) > 0 {
@@ -138,7 +151,7 @@ func (s *siren) look(now time.Time) {
 	if g.clock.State() == clock.Unset {
 		return // no day is known, so no days left either
 	}
-	for _, w := range g.ways {
+	for _, w := range at.ways {
 		cert, days, ok := w.uplink.Status().CertDaysLeft(g.clock.Day(now))
 		if !ok {
 			continue // not connected yet, or without TLS
@@ -213,7 +226,7 @@ func (s *siren) publish(ctx context.Context, a alarm.Alarm) {
 		g.log.Info("alarm cleared", "alarm", a.Name, "value", a.Value.String())
 	}
 	s.say(ctx, g.dated(mqtt.Message{
-		Topic: s.topic + a.Severity.String(), QoS: 1,
+		Topic: g.now.Load().alarms + a.Severity.String(), QoS: 1,
 		Payload: a.Payload(point.Timestamp(g.clock.Day(a.Since))),
 	}))
 }
@@ -226,11 +239,14 @@ func (s *siren) urgent(ctx context.Context, m mqtt.Message) {
 			s.gateway.log.Debug("alarm not delivered", "topic", m.Topic, "err", err)
 		}
 	}
-	if b := s.gateway.broker; b != nil {
+	a := s.gateway.now.Load()
+	if b := a.broker.Broker; b != nil {
 		note(b.Deliver(ctx, m))
 	}
-	for _, q := range s.queues {
-		note(q.DeliverNow(ctx, m))
+	for _, w := range a.ways {
+		if !w.cfg.NoStatus {
+			note(w.queue.DeliverNow(ctx, m))
+		}
 	}
 }
 

@@ -72,15 +72,15 @@ func TestAlarms(t *testing.T) {
 		`s/alarms/warning {"alarm":"unencrypted.cloud","state":"raised","severity":"warning","reason":"mqtt://broker.example:1883: anyone on the way can read and change what is sent","timestamp":"T"}`)
 
 	// Told of by the queue, which has its own idea of when it is over.
-	g.ways[0].queue.OnEvent(queue.Event{Kind: queue.Full, Lost: 3})
+	g.now.Load().ways[0].queue.OnEvent(queue.Event{Kind: queue.Full, Lost: 3})
 	want(time.Second, alarmLook, `s/alarms/critical {"alarm":"queue_full.cloud","state":"raised","severity":"critical","value":3,"reason":"the queue is full, messages are lost","timestamp":"T"}`)
 	if a := g.Status().Alarms; len(a) < 3 || !slices.ContainsFunc(a, func(a AlarmStatus) bool { return a.Name == "queue_full.cloud" && a.Severity == "critical" }) {
 		t.Errorf("the status has %+v", a)
 	}
-	g.ways[0].queue.OnEvent(queue.Event{Kind: queue.Full, Over: true, Lost: 90_000})
+	g.now.Load().ways[0].queue.OnEvent(queue.Event{Kind: queue.Full, Over: true, Lost: 90_000})
 	want(2*time.Minute, alarmLook, `s/alarms/critical {"alarm":"queue_full.cloud","state":"cleared","severity":"critical","value":90000,"reason":"the queue is full, messages are lost","timestamp":"T"}`)
-	g.ways[0].queue.OnEvent(queue.Event{Kind: queue.FileFault, Reason: "no space left on device"})
-	g.ways[0].queue.OnEvent(queue.Event{Kind: queue.PutAside, Reason: "file is damaged", File: "/d/x"})
+	g.now.Load().ways[0].queue.OnEvent(queue.Event{Kind: queue.FileFault, Reason: "no space left on device"})
+	g.now.Load().ways[0].queue.OnEvent(queue.Event{Kind: queue.PutAside, Reason: "file is damaged", File: "/d/x"})
 	want(2*time.Minute, alarmLook,
 		`s/alarms/warning {"alarm":"queue_file.cloud","state":"raised","severity":"warning","reason":"the queue's file takes nothing, messages stay in memory: no space left on device","timestamp":"T"}`,
 		`s/alarms/critical {"alarm":"queue_put_aside.cloud","state":"raised","severity":"critical","reason":"the queue's file was damaged, what was in it is lost: file is damaged; it is now /d/x","timestamp":"T"}`)
@@ -120,7 +120,7 @@ func TestAlarmsAreUrgent(t *testing.T) {
 	g := opened(t, "site: { id: s }\nuplinks: { cloud: { url: mqtt://broker.example, queue: { commit: 1m } } }\n")
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	q := g.ways[0].queue
+	q := g.now.Load().ways[0].queue
 	go func() { ended <- q.Run(ctx) }() // ends with cancel
 	g.siren.step(t.Context(), time.Now())
 	if n := q.Stats().Messages; n == 0 {
@@ -149,7 +149,7 @@ func TestQueueFileAlarm(t *testing.T) {
 	g := openedIn(t, dir, "site: { id: s }\nuplinks: { cloud: { url: mqtt://127.0.0.1, queue: { commit: 10ms } } }\n")
 	var said []string
 	g.siren.say = func(_ context.Context, m mqtt.Message) { said = append(said, string(m.Payload)) }
-	q := g.ways[0].queue
+	q := g.now.Load().ways[0].queue
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- q.Run(ctx) }() // ends with cancel

@@ -30,13 +30,13 @@ func TestAuditEvents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if (g.audit != nil) != want {
-			t.Errorf("%s: a log is %v", text, g.audit != nil)
+		if (g.now.Load().audit != nil) != want {
+			t.Errorf("%s: a log is %v", text, g.now.Load().audit != nil)
 		}
-		if g.audit != nil {
+		if g.now.Load().audit != nil {
 			local := &recorder{}
-			g.herald.sinks = map[string]mqtt.Sink{config.Local: local}
-			r, err := g.audit.Append(t.Context(), audit.Record{Event: audit.Accepted, ID: "a1", Point: "d.p", Value: "5"})
+			g.now.Load().told = map[string]mqtt.Sink{config.Local: local}
+			r, err := g.now.Load().audit.Append(t.Context(), audit.Record{Event: audit.Accepted, ID: "a1", Point: "d.p", Value: "5"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -85,7 +85,7 @@ func TestAuditAlarms(t *testing.T) {
 		return names
 	}
 	if got := raised(func(g *Gateway) {
-		if _, err := g.audit.Append(t.Context(), audit.Record{Event: audit.Accepted}); err != nil {
+		if _, err := g.now.Load().audit.Append(t.Context(), audit.Record{Event: audit.Accepted}); err != nil {
 			t.Fatal(err)
 		}
 	}); len(got) > 0 {

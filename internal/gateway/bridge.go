@@ -2,26 +2,60 @@ package gateway
 
 import (
 	"fmt"
+	"reflect"
+	"slices"
 
 	"fieldgate/internal/bridge"
 	"fieldgate/internal/config"
+	"fieldgate/internal/group"
 	"fieldgate/internal/queue"
+	"fieldgate/internal/uplink"
 )
 
-// bridgeOf returns the bridge of the uplink c, nil if it has no rules.
-func (g *Gateway) bridgeOf(cfg *config.Config, c config.Uplink, q *queue.Queue) (*bridge.Bridge, error) {
-	if len(c.Bridge) == 0 {
-		return nil, nil
+// wayOf returns the uplink c with its queue, from next's and was's broker those of
+// was if they have the same settings.
+func (g *Gateway) wayOf(cfg *config.Config, c config.Uplink, next, was *assembly) (way, error) {
+	w := way{cfg: c, name: c.Name, state: cfg.Status.Topic + "/state"}
+	if len(c.Bridge) > 0 {
+		for _, u := range cfg.Uplinks {
+			w.peers = append(w.peers, u.ClientID)
+		}
 	}
-	clients := make([]string, 0, len(cfg.Uplinks))
-	for _, u := range cfg.Uplinks {
-		clients = append(clients, u.ClientID)
+	old := was.way(c.Name)
+	if old.uplink != nil && reflect.DeepEqual(old.cfg, c) && old.state == w.state && slices.Equal(old.peers, w.peers) &&
+		(old.bridge == nil || was.broker.Broker == next.broker.Broker) {
+		return old, nil
 	}
-	br, err := bridge.Open(c, cfg.Status.Topic, clients, g.broker, q, part(g.log, "bridge", c.Name))
-	if err != nil {
-		return nil, fmt.Errorf("bridge %s: %w", c.Name, err)
+	if w.queue, w.queuePart = old.queue, old.queuePart; old.queue == nil || old.cfg.Queue != c.Queue {
+		q, err := queue.Open(g.dir, c.Name, c.Queue, part(g.log, "queue", c.Name))
+		if err != nil {
+			return w, fmt.Errorf("queue %s: %w", c.Name, err)
+		}
+		q.Clock = g.clock
+		tell := g.herald.queueEvent(c.Name)
+		q.OnEvent = func(e queue.Event) {
+			tell(e)
+			g.siren.queueEvent(c.Name, e)
+		}
+		w.queue, w.queuePart = q, group.NewPart("queue "+c.Name, q.Run)
 	}
-	return br, nil
+	w.uplink = uplink.New(c, w.queue, stateMessage(w.state, offline), stateMessage(w.state, online), nil, part(g.log, "uplink", c.Name))
+	w.uplinkPart = group.NewPart("uplink "+c.Name, w.uplink.Run)
+	if len(c.Bridge) > 0 {
+		w.bridge = bridge.New(c, cfg.Status.Topic, w.peers, next.broker.Broker, w.queue, part(g.log, "bridge", c.Name))
+		w.uplink.OnSend, w.bridge.Connected = w.bridge.Sent, w.uplink.Connected
+	}
+	return w, nil
+}
+
+// way returns the uplink of a name, none of it set if there is none.
+func (a *assembly) way(name string) way {
+	for _, w := range a.ways {
+		if w.name == name {
+			return w
+		}
+	}
+	return way{}
 }
 
 // BridgeStatus is what the bridge rules of an uplink have carried.

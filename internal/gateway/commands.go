@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -9,66 +11,79 @@ import (
 	"fieldgate/internal/clock"
 	"fieldgate/internal/command"
 	"fieldgate/internal/config"
+	"fieldgate/internal/group"
 	"fieldgate/internal/mqtt"
-	"fieldgate/internal/point"
 	"fieldgate/internal/publish"
 	"fieldgate/internal/uplink"
 )
 
-// openDesk makes the gate before all writes. It needs the audit log; the plant
-// and uplinks that it speaks of may come later, but before Run.
-func (g *Gateway) openDesk(cfg *config.Config, dir string, sinks map[string]mqtt.Sink) {
+// setDesk makes the gate before all writes, or has the one that there is work by
+// cfg. Without an audit log there is none.
+func (g *Gateway) setDesk(cfg *config.Config, next *assembly) {
 	var kept []string
 	for _, u := range cfg.Uplinks {
 		if !u.CleanSession {
 			kept = append(kept, u.Name)
 		}
 	}
-	g.desk = command.Open(dir, command.Options{
+	switch {
+	case next.audit == nil:
+		return
+	case next.desk.Desk != nil:
+		next.desk.Change(cfg.Devices, cfg.Commands, cfg.CommandRules, kept)
+		return
+	}
+	d := command.Open(g.dir, command.Options{
 		Devices: cfg.Devices, Commands: cfg.Commands, Rules: cfg.CommandRules,
-		Field: g.plant, Audit: g.audit,
-		Last:      func(id point.ID) (point.Sample, bool) { return g.pipeline.Last(id) }, // made later
+		Field: g.plant, Audit: next.audit,
+		Last:      g.pipeline.Last,
 		ClockSet:  func() bool { return g.clock.State() != clock.Unset },
 		Clock:     g.clock,
-		Connected: g.connected, Kept: kept, Answers: sinks,
+		Connected: g.connected, Kept: kept, Answers: next.sinks,
 	}, part(g.log, "commands", ""))
+	next.desk = desk{d, group.NewPart("commands", d.Run)}
 }
 
 // connected reports whether an uplink is connected.
 func (g *Gateway) connected(name string) bool {
-	for _, w := range g.ways {
-		if w.name == name {
-			return w.uplink.Status().Connected
-		}
-	}
-	return false
+	u := g.now.Load().way(name).uplink
+	return u != nil && u.Connected()
 }
 
 // subscriptions returns what the desk and the points in memory want of an
 // uplink, or the embedded broker.
-func (g *Gateway) subscriptions(name string) []uplink.Subscription {
+func (g *Gateway) subscriptions(a *assembly, name string) []uplink.Subscription {
 	subs := g.feeds(name)
-	if g.desk == nil {
+	if a.desk.Desk == nil {
 		return subs
 	}
-	for _, s := range g.desk.Subscriptions(name) {
+	for _, s := range a.desk.Subscriptions(name) {
+		take := s.Handle
+		s.Handle = func(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
+			from.Reply = func(m mqtt.Message) { g.answer(name, m) }
+			return take(m, from)
+		}
 		subs = append(subs, uplink.Subscription(s))
 	}
 	return subs
 }
 
-// subscribeLocal asks the embedded broker for what is wanted of it.
-func (g *Gateway) subscribeLocal() error {
-	if g.broker == nil {
-		return nil
+// answer sends an answer where the command came from: to what has that name by
+// now.
+func (g *Gateway) answer(via string, m mqtt.Message) {
+	a, err := g.now.Load(), errGone
+	if w := a.way(via); w.queue != nil {
+		// It answers for something that was done: no power cut may take it.
+		err = w.queue.DeliverNow(context.Background(), m)
+	} else if b := a.broker.Broker; via == config.Local && b != nil {
+		err = b.Deliver(context.Background(), m)
 	}
-	for _, s := range g.subscriptions(config.Local) {
-		if _, err := g.broker.Subscribe(s.Filter, s.Handle); err != nil {
-			return fmt.Errorf("broker: subscribe %s: %w", s.Filter, err)
-		}
+	if err != nil {
+		g.log.Error("answer is lost", "to", via, "topic", m.Topic, "err", err)
 	}
-	return nil
 }
+
+var errGone = errors.New("it is not in the configuration any more")
 
 // comings tells the desk which devices have come back.
 type comings struct {
@@ -79,7 +94,8 @@ type comings struct {
 // deviceState takes each change of a device's state. It never blocks.
 func (g *Gateway) deviceState(name string, state bus.State) {
 	g.herald.device(name, state)
-	if g.desk == nil {
+	desk := g.now.Load().desk
+	if desk.Desk == nil {
 		return
 	}
 	c := &g.comings
@@ -93,7 +109,16 @@ func (g *Gateway) deviceState(name string, state bus.State) {
 	}
 	c.mu.Unlock()
 	if state == bus.Online && before != bus.Online {
-		g.desk.Online(name)
+		desk.Online(name)
+	}
+}
+
+// forget makes the next answer of some devices the first.
+func (c *comings) forget(devices []config.Device) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range devices {
+		delete(c.states, devices[i].Name)
 	}
 }
 

@@ -57,7 +57,7 @@ func (h *herald) record(r audit.Record) { h.say(mqtt.Message{Payload: r.JSON()})
 
 // say has an event published.
 func (h *herald) say(m mqtt.Message) {
-	m.Topic, m.QoS = h.cfg.Topic+"/event", 1
+	m.Topic, m.QoS = h.gateway.now.Load().status.Topic+"/event", 1
 	h.mu.Lock()
 	if len(h.events) == eventsMost {
 		h.events = h.events[1:]

@@ -26,7 +26,8 @@ func (r *recorder) Deliver(_ context.Context, msgs ...mqtt.Message) error {
 func TestQueueEvents(t *testing.T) {
 	cloud, local := &recorder{}, &recorder{}
 	g := &Gateway{log: slog.New(slog.DiscardHandler)}
-	h := newHerald(config.Status{Topic: "fieldgate/s"}, g, map[string]mqtt.Sink{"cloud": cloud, config.Local: local})
+	g.now.Store(&assembly{status: config.Status{Topic: "fieldgate/s"}, told: map[string]mqtt.Sink{"cloud": cloud, config.Local: local}})
+	h := newHerald(g)
 	tell := h.queueEvent("cloud")
 	tell(queue.Event{Kind: queue.Full, Lost: 3})
 	tell(queue.Event{Kind: queue.Full, Over: true, Lost: 90_000})

@@ -8,8 +8,9 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"fieldgate/internal/audit"
@@ -39,43 +40,112 @@ const (
 	stopLimit = 9 * time.Second
 )
 
-// Gateway is one gateway made from one configuration.
+// Gateway is one gateway. What is here lives as long as the process; what is made
+// of the configuration is its assembly, which Reload replaces.
 type Gateway struct {
 	log     *slog.Logger
 	version string
+	dir     string
 	start   time.Time
 
-	warnings []string // of the configuration
 	clock    *clock.Clock
 	pipeline *pipeline.Pipeline
-	feed     *pipeline.Feed
-	wires    []wire
-	servers  []*regmap.Server
-	ways     []way
-	broker   *broker.Broker // nil: none
-	publish  *publish.Publisher
-	audit    *audit.Log // nil: nothing can be written
+	image    *regmap.Image
+	scratch  *bus.Scratch
 	plant    *plant
-	desk     *command.Desk // nil: nothing can be written
 	comings  comings
 	herald   *herald
 	siren    *siren
-	web      *web.Server // nil: none
+	lasting  lasting
+
+	now atomic.Pointer[assembly]
+
+	turn    sync.Mutex // held while parts are started, replaced or stopped
+	parts   *group.Group
+	taps    []*tap
+	running bool
 }
 
-// wire is a bus and the line it owns.
-type wire struct {
-	name string
-	line *line.Line
-	bus  *bus.Bus
+// lasting is the parts that are the same in every assembly.
+type lasting struct{ clock, status, alarms, virtual *group.Part }
+
+// assembly is what is made of one configuration. It does not change once it is at
+// work. The next one takes over what has the same settings there.
+type assembly struct {
+	status   config.Status
+	alarms   string // topic of alarms, before the severity
+	warnings []string
+	memory   []config.Device // the virtual ones
+	points   int
+
+	audit   *audit.Log // nil: nothing can be written
+	desk    desk
+	broker  localBroker
+	ways    []way
+	sinks   map[string]mqtt.Sink // where messages go, by the names of rules
+	told    map[string]mqtt.Sink // of these, those that are told how the gateway is
+	publish publisher
+	wires   []wire
+	servers []server
+	web     page
+}
+
+// desk is the gate before all writes.
+type desk struct {
+	*command.Desk // nil: nothing can be written
+	part          *group.Part
+}
+
+// localBroker is the embedded broker.
+type localBroker struct {
+	*broker.Broker // nil: none
+	cfg            config.Broker
+	part           *group.Part
 }
 
 // way is an uplink, its queue, and what it carries for local clients.
 type way struct {
+	cfg    config.Uplink
+	state  string   // topic of the gateway's state
+	peers  []string // client ids of all uplinks
 	name   string
 	queue  *queue.Queue
 	uplink *uplink.Uplink
 	bridge *bridge.Bridge // nil: nothing
+
+	queuePart, uplinkPart *group.Part
+}
+
+// publisher applies the rules to what comes out of a feed.
+type publisher struct {
+	*publish.Publisher
+	feed *pipeline.Feed
+	part *group.Part
+}
+
+// wire is a bus and the line it owns.
+type wire struct {
+	cfg     config.Bus
+	devices []config.Device
+	name    string
+	line    *line.Line
+	bus     *bus.Bus
+
+	linePart, busPart *group.Part
+}
+
+// server is a Modbus server, and the map that it is to have.
+type server struct {
+	*regmap.Server
+	serves *regmap.Map
+	part   *group.Part
+}
+
+// page is what is served over HTTP.
+type page struct {
+	*web.Server // nil: nothing
+	cfg         config.Web
+	part        *group.Part
 }
 
 // Open makes a gateway from cfg and its topics, as Load returns them. It opens
@@ -83,102 +153,117 @@ type way struct {
 // before Run, which must follow. version is what the gateway says of itself.
 // After an error nothing stays open.
 func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *slog.Logger) (*Gateway, error) {
-	g := &Gateway{log: log, version: version, start: time.Now(), clock: clock.Open(dir, part(log, "clock", "")), plant: new(plant)}
-	for _, w := range cfg.Warnings {
-		g.warnings = append(g.warnings, w.Path+": "+w.Text)
+	g := &Gateway{
+		log: log, version: version, dir: dir, start: time.Now(),
+		clock: clock.Open(dir, part(log, "clock", "")), pipeline: pipeline.New(),
+		image: regmap.NewImage(nil), scratch: new(bus.Scratch), plant: new(plant), parts: group.New(log),
 	}
-	sinks := make(map[string]mqtt.Sink)
-	told := make(map[string]mqtt.Sink) // of sinks, those that the herald speaks to
-	g.herald = newHerald(cfg.Status, g, told)
-	if writable(cfg.Devices) || len(cfg.Commands) > 0 || passesWrites(cfg.Servers) {
-		l, err := audit.Open(dir, audit.Options{OnRecord: g.herald.record, Clock: g.clock}, part(log, "audit", ""))
-		if err != nil {
-			return nil, err
-		}
-		g.audit = l
-		g.openDesk(cfg, dir, sinks)
+	g.herald, g.siren = newHerald(g), newSiren(g)
+	g.plant.virtual = virtual.New(cfg.Devices, dir, g.pipeline.Emit, part(log, "virtual", ""))
+	g.plant.virtual.Clock = g.clock
+	g.lasting = lasting{
+		clock: group.NewPart("clock", g.clock.Run), status: group.NewPart("status", g.herald.run),
+		alarms: group.NewPart("alarms", g.siren.run), virtual: group.NewPart("virtual", g.plant.virtual.Run),
 	}
+	g.now.Store(new(assembly))
+	next, err := g.assemble(cfg, topics)
+	if err != nil {
+		return nil, err
+	}
+	g.pipeline.Expect(next.points)
+	if err := g.install(cfg, next); err != nil {
+		return nil, errors.Join(err, g.abandon())
+	}
+	return g, nil
+}
 
-	points := 0
+// assemble makes all parts of a configuration, but for those that the assembly at
+// work has with the same settings. It opens what they need of the world, and
+// changes nothing that is at work. After an error nothing of it stays open.
+func (g *Gateway) assemble(cfg *config.Config, topics []publish.Topic) (next *assembly, err error) {
+	was := g.now.Load()
+	next = &assembly{
+		status: cfg.Status, alarms: alarmTopic(cfg.Site), audit: was.audit, desk: was.desk,
+		sinks: make(map[string]mqtt.Sink), told: make(map[string]mqtt.Sink),
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, next.abandon(was))
+		}
+	}()
+	for _, w := range cfg.Warnings {
+		next.warnings = append(next.warnings, w.Path+": "+w.Text)
+	}
 	devices := make(map[string][]config.Device)
 	for _, d := range cfg.Devices {
 		devices[d.Bus] = append(devices[d.Bus], d)
-		points += len(d.Points)
+		next.points += len(d.Points)
 	}
-	image := regmap.NewImage(cfg.Servers)
-	if len(cfg.Servers) > 0 {
-		g.pipeline = pipeline.New(image)
-	} else {
-		g.pipeline = pipeline.New()
-	}
-	g.pipeline.Expect(points)
-	g.feed = g.pipeline.Subscribe("publish", feedDepth)
-	g.plant.virtual = virtual.New(cfg.Devices, dir, g.pipeline.Emit, part(log, "virtual", ""))
-	g.plant.virtual.Clock = g.clock
-
-	if cfg.Broker != nil {
-		b, err := broker.Listen(*cfg.Broker, dir, part(log, "broker", ""))
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("broker: %w", err), g.abandon())
+	next.memory = devices[""]
+	if was.audit == nil && (writable(cfg.Devices) || len(cfg.Commands) > 0 || passesWrites(cfg.Servers)) {
+		if next.audit, err = audit.Open(g.dir, audit.Options{OnRecord: g.herald.record, Clock: g.clock}, part(g.log, "audit", "")); err != nil {
+			return next, err
 		}
-		g.broker = b
-		sinks[config.Local], told[config.Local] = b, b
 	}
-	state := cfg.Status.Topic + "/state"
+
+	if next.broker, err = g.brokerOf(cfg.Broker, was.broker); err != nil {
+		return next, err
+	}
+	if b := next.broker.Broker; b != nil {
+		next.sinks[config.Local], next.told[config.Local] = b, b
+	}
 	for _, c := range cfg.Uplinks {
-		q, err := queue.Open(dir, c.Name, c.Queue, part(log, "queue", c.Name))
+		w, err := g.wayOf(cfg, c, next, was)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("queue %s: %w", c.Name, err), g.abandon())
+			return next, err
 		}
-		q.Clock = g.clock
-		br, err := g.bridgeOf(cfg, c, q)
-		if err != nil {
-			return nil, errors.Join(err, q.Close(), g.abandon())
-		}
-		u := uplink.New(c, q, stateMessage(state, offline), stateMessage(state, online), append(g.subscriptions(c.Name), br.Subscriptions()...), part(log, "uplink", c.Name))
-		if br != nil {
-			u.OnSend, br.Connected = br.Sent, u.Connected
-		}
-		g.ways = append(g.ways, way{c.Name, q, u, br})
-		if sinks[c.Name] = q; !c.NoStatus {
-			told[c.Name] = q
-		}
-	}
-	g.siren = newSiren(cfg, g)
-	for _, w := range g.ways {
-		tell := g.herald.queueEvent(w.name)
-		w.queue.OnEvent = func(e queue.Event) {
-			tell(e)
-			g.siren.queueEvent(w.name, e)
+		next.ways = append(next.ways, w)
+		if next.sinks[c.Name] = w.queue; !c.NoStatus {
+			next.told[c.Name] = w.queue
 		}
 	}
 
-	g.publish = publish.New(topics, cfg.Devices, sinks, part(log, "publish", ""))
-	g.publish.Clock = g.clock
+	next.publish = publisher{Publisher: publish.New(topics, cfg.Devices, next.sinks, part(g.log, "publish", ""))}
+	next.publish.Clock = g.clock
 
-	scratch, passed := new(bus.Scratch), passedTo(cfg.Servers)
-	var buses []*bus.Bus
+	passed := passedTo(cfg.Servers)
 	for _, c := range cfg.Buses {
 		if len(devices[c.Name]) == 0 && !passed[c.Name] {
 			continue // a bus without devices has nothing to say; check warns
 		}
-		l := line.New(c, part(log, "line", c.Name))
-		b := bus.New(c, devices[c.Name], l, g.pipeline.Emit, part(log, "bus", c.Name))
-		b.OnState, b.Scratch = g.deviceState, scratch
-		g.wires = append(g.wires, wire{c.Name, l, b})
-		buses = append(buses, b)
+		next.wires = append(next.wires, g.wireOf(c, devices[c.Name], was))
 	}
-	g.plant.buses = bus.NewSet(buses...)
-	if err := g.subscribeLocal(); err != nil {
-		return nil, errors.Join(err, g.abandon())
+	if next.servers, err = g.serversOf(cfg.Servers, was); err != nil {
+		return next, err
 	}
-	if err := g.openServers(cfg.Servers, image); err != nil {
-		return nil, errors.Join(err, g.abandon())
+	next.web = g.pageOf(cfg.Web, was.web)
+	return next, nil
+}
+
+// list returns the parts of an assembly, with the uplinks of ways, from the cloud
+// end to the field end: so they are started, and stopped the other way round.
+func (g *Gateway) list(ways []way, a *assembly) []*group.Part {
+	parts := []*group.Part{g.lasting.clock}
+	if a.broker.part != nil {
+		parts = append(parts, a.broker.part)
 	}
-	if w := cfg.Web; w.Listen != "" {
-		g.web = web.New(w.Listen, w.Given, web.Answers{Healthy: g.Healthy, Ready: g.Ready, Metrics: g.Metrics}, part(log, "web", ""))
+	for _, w := range ways {
+		parts = append(parts, w.queuePart, w.uplinkPart)
 	}
-	return g, nil
+	parts = append(parts, g.lasting.status, g.lasting.alarms, a.publish.part, g.lasting.virtual)
+	for _, w := range a.wires {
+		parts = append(parts, w.linePart, w.busPart)
+	}
+	if a.desk.Desk != nil {
+		parts = append(parts, a.desk.part)
+	}
+	for _, s := range a.servers {
+		parts = append(parts, s.part)
+	}
+	if a.web.Server != nil {
+		parts = append(parts, a.web.part)
+	}
+	return parts
 }
 
 // part returns the log of one part, with its name on every line.
@@ -195,59 +280,55 @@ func part(log *slog.Logger, kind, name string) *slog.Logger {
 // to stop, and an error when a part failed in a way that only a fresh start
 // of the process can mend. It may be called once.
 func (g *Gateway) Run(ctx context.Context, ready func()) error {
-	parts := group.New(g.log)
-	parts.Start("clock", g.clock.Run)
-	if g.broker != nil {
-		parts.Start("broker", g.broker.Run)
+	g.turn.Lock()
+	a := g.now.Load()
+	for _, name := range g.plant.virtual.Devices() {
+		g.herald.device(name, bus.Online) // as long as we are
 	}
-	for _, w := range g.ways {
-		parts.Start("queue "+w.name, w.queue.Run)
-		parts.Start("uplink "+w.name, w.uplink.Run)
-	}
-	parts.Start("status", g.herald.run)
-	parts.Start("alarms", g.siren.run)
-	parts.Start("publish", func(ctx context.Context) error { return g.publish.Run(ctx, g.feed) })
-	if v := g.plant.virtual; v.Len() > 0 {
-		for _, name := range v.Devices() {
-			g.herald.device(name, bus.Online) // as long as we are
-		}
-		parts.Start("virtual", v.Run)
-	}
-	for _, w := range g.wires {
-		parts.Start("line "+w.name, w.line.Run)
-		parts.Start("bus "+w.name, w.bus.Run)
-	}
-	if g.desk != nil {
-		parts.Start("commands", g.desk.Run)
-	}
-	for _, s := range g.servers {
-		parts.Start("server "+s.Name(), s.Run)
-	}
-	if g.web != nil {
-		parts.Start("web", g.web.Run)
-	}
+	g.parts.Start(g.list(a.ways, a)...)
+	g.running = true
+	g.turn.Unlock()
 	ready()
 
 	var failed error
 	select {
 	case <-ctx.Done():
-	case failed = <-parts.Failed():
+	case failed = <-g.parts.Failed():
 		g.log.Error("part failed, stopping", "err", failed)
 	}
-	if err := parts.Stop(stopLimit); err != nil {
+	g.turn.Lock() // a reload that is under way ends soon, with its own context
+	defer g.turn.Unlock()
+	g.running = false
+	if err := g.parts.Stop(context.Background(), stopLimit); err != nil {
 		g.log.Error("stop", "err", err)
 	}
-	if err := g.closeFiles(); err != nil {
+	if err := g.now.Load().closeFiles(); err != nil {
 		g.log.Error("stop", "err", err)
 	}
 	return failed
 }
 
 // abandon closes what Open has opened, when there will be no Run.
-func (g *Gateway) abandon() error {
-	err := errors.Join(g.closeFiles(), g.closeServers())
-	if g.broker != nil {
-		err = errors.Join(err, g.broker.Close())
+func (g *Gateway) abandon() error { return g.now.Load().abandon(new(assembly)) }
+
+// abandon closes what was opened for the assembly a, when it will not be at work
+// in place of was.
+func (a *assembly) abandon(was *assembly) (err error) {
+	if a.audit != nil && a.audit != was.audit {
+		err = a.audit.Close()
+	}
+	for _, w := range a.ways {
+		if w.queue != was.way(w.name).queue {
+			err = errors.Join(err, w.queue.Close())
+		}
+	}
+	for _, s := range a.servers {
+		if s.Server != was.server(s.Name()).Server {
+			err = errors.Join(err, s.Close())
+		}
+	}
+	if b := a.broker.Broker; b != nil && b != was.broker.Broker {
+		err = errors.Join(err, b.Close())
 	}
 	return err
 }
@@ -264,15 +345,12 @@ func writable(devices []config.Device) bool {
 	return false
 }
 
-func (g *Gateway) closeFiles() (err error) {
-	if g.audit != nil {
-		err = g.audit.Close()
+func (a *assembly) closeFiles() (err error) {
+	if a.audit != nil {
+		err = a.audit.Close()
 	}
-	for _, w := range g.ways {
+	for _, w := range a.ways {
 		err = errors.Join(err, w.queue.Close())
 	}
 	return err
 }
-
-// Pipeline returns the stream of samples and the last values.
-func (g *Gateway) Pipeline() *pipeline.Pipeline { return g.pipeline }

@@ -28,26 +28,27 @@ type moving struct {
 // something by others alone, as the audit log and the bridges are, is not among
 // them: who waits for it has a limit.
 func (g *Gateway) moving() []moving {
+	a := g.now.Load()
 	all := []moving{
 		{"clock", g.clock, stuckSlow},
-		{"publish", g.publish, stuckAfter},
+		{"publish", a.publish, stuckAfter},
 		{"status", &g.herald.beat, stuckSlow},
 		{"alarms", &g.siren.beat, stuckSlow},
 		{"virtual", g.plant.virtual, stuckSlow},
 	}
-	for _, w := range g.wires {
+	for _, w := range a.wires {
 		all = append(all, moving{"bus " + w.name, w.bus, stuckAfter}, moving{"line " + w.name, w.line, stuckSlow})
 	}
-	for _, w := range g.ways {
+	for _, w := range a.ways {
 		all = append(all, moving{"queue " + w.name, w.queue, stuckSlow}, moving{"uplink " + w.name, w.uplink, stuckSlow})
 	}
-	if g.broker != nil {
-		all = append(all, moving{"broker", g.broker, stuckSlow})
+	if b := a.broker.Broker; b != nil {
+		all = append(all, moving{"broker", b, stuckSlow})
 	}
-	if g.desk != nil {
-		all = append(all, moving{"commands", g.desk, stuckAfter})
+	if d := a.desk.Desk; d != nil {
+		all = append(all, moving{"commands", d, stuckAfter})
 	}
-	for _, s := range g.servers {
+	for _, s := range a.servers {
 		all = append(all, moving{"server " + s.Name(), s, stuckSlow})
 	}
 	return all
@@ -71,8 +72,9 @@ func (g *Gateway) Healthy() error {
 // that answer, uplinks that are connected, alarms that are raised. It may be
 // called while Run runs.
 func (g *Gateway) Summary() string {
+	a := g.now.Load()
 	var wires, devices, answer, up int
-	for _, w := range g.wires {
+	for _, w := range a.wires {
 		s := w.bus.Status()
 		if s.Connected {
 			wires++
@@ -83,12 +85,12 @@ func (g *Gateway) Summary() string {
 			}
 		}
 	}
-	for _, w := range g.ways {
+	for _, w := range a.ways {
 		if w.uplink.Connected() {
 			up++
 		}
 	}
-	text := fmt.Sprintf("%d/%d buses, %d/%d devices, %d/%d uplinks", wires, len(g.wires), answer, devices, up, len(g.ways))
+	text := fmt.Sprintf("%d/%d buses, %d/%d devices, %d/%d uplinks", wires, len(a.wires), answer, devices, up, len(a.ways))
 	if n := len(g.siren.status()); n > 0 {
 		text += fmt.Sprintf(", alarms: %d", n)
 	}
@@ -99,7 +101,7 @@ func (g *Gateway) Summary() string {
 // polled has been, with or without an answer. The error says what is waited for.
 func (g *Gateway) Ready() error {
 	var waited []string
-	for _, w := range g.wires {
+	for _, w := range g.now.Load().wires {
 		for _, d := range w.bus.Status().Devices {
 			if d.State == bus.Unknown && d.Reads > 0 {
 				waited = append(waited, d.Name)

@@ -45,7 +45,7 @@ servers: [ { listen: tcp://127.0.0.1:0, map: { "40001": b.x } } ]
 web: false
 `, "PLC", l.Addr().String()))
 	hold := make(chan struct{})
-	g.wires[0].bus.OnState = func(string, bus.State) { <-hold }
+	g.now.Load().wires[0].bus.OnState = func(string, bus.State) { <-hold }
 	running.Go(func() { _ = g.Run(ctx, func() {}) })
 	owed := func(name string) time.Duration {
 		for _, m := range g.moving() {

@@ -26,9 +26,7 @@ func stateMessage(topic, state string) mqtt.Message {
 // broker (uplinks have birth and will), the state of each device, events, and
 // figures.
 type herald struct {
-	cfg     config.Status
 	gateway *Gateway
-	sinks   map[string]mqtt.Sink
 	beat    health.Beat
 
 	mu      sync.Mutex
@@ -38,11 +36,8 @@ type herald struct {
 	changed chan struct{}        // holds one token when states or events is not empty
 }
 
-func newHerald(cfg config.Status, g *Gateway, sinks map[string]mqtt.Sink) *herald {
-	return &herald{
-		cfg: cfg, gateway: g, sinks: sinks,
-		states: make(map[string]bus.State), changed: make(chan struct{}, 1),
-	}
+func newHerald(g *Gateway) *herald {
+	return &herald{gateway: g, states: make(map[string]bus.State), changed: make(chan struct{}, 1)}
 }
 
 // device notes a change of a device's state. It never blocks: only the newest
@@ -60,7 +55,7 @@ const readWithin = 2 * time.Second
 // unread says of the devices that nothing is known of yet that they are offline:
 // brokers may have kept another word of before a crash.
 func (h *herald) unread() {
-	for _, w := range h.gateway.wires {
+	for _, w := range h.gateway.now.Load().wires {
 		for _, d := range w.bus.Status().Devices {
 			if d.State != bus.Unknown {
 				continue
@@ -83,20 +78,26 @@ func (h *herald) wake() {
 }
 
 func (h *herald) run(ctx context.Context) error {
-	h.local(ctx, online)
-	tick := time.NewTicker(h.cfg.Every)
+	a := h.gateway.now.Load()
+	h.local(ctx, a, online)
+	every := a.status.Every
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	unread := time.NewTimer(readWithin)
 	defer unread.Stop()
 	defer h.beat.Stops()
 	for {
-		h.beat.Rests(h.cfg.Every)
+		if e := h.gateway.now.Load().status.Every; e != every {
+			every = e
+			tick.Reset(every)
+		}
+		h.beat.Rests(every)
 		select {
 		case <-ctx.Done():
 			last := context.WithoutCancel(ctx) // what is left to say is quick
 			h.devices(last)
 			h.tell(last)
-			h.local(last, offline)
+			h.local(last, h.gateway.now.Load(), offline)
 			return nil
 		case <-h.changed:
 			h.devices(ctx)
@@ -109,19 +110,62 @@ func (h *herald) run(ctx context.Context) error {
 	}
 }
 
-func (h *herald) local(ctx context.Context, state string) {
-	if b := h.sinks[config.Local]; b != nil {
-		h.deliver(ctx, config.Local, b, stateMessage(h.cfg.Topic+"/state", state))
+func (h *herald) local(ctx context.Context, a *assembly, state string) {
+	if b := a.broker.Broker; b != nil {
+		h.deliver(ctx, config.Local, b, stateMessage(a.status.Topic+"/state", state))
+	}
+}
+
+// reload takes note that the assembly next is in the place of was.
+func (h *herald) reload(ctx context.Context, was, next *assembly) {
+	moved := was.status.Topic != next.status.Topic
+	if moved && was.broker.Broker == next.broker.Broker {
+		h.local(ctx, was, offline)
+	}
+	if moved || was.broker.Broker != next.broker.Broker {
+		h.local(ctx, next, online)
+	}
+	all := moved // say everything again
+	for name, sink := range next.told {
+		all = all || was.told[name] != sink
+	}
+	states := make(map[string]bus.State)
+	next.eachDevice(func(name string, state bus.State) { states[name] = state })
+	was.eachDevice(func(name string, state bus.State) {
+		if now, there := states[name]; !there {
+			h.device(name, bus.Offline) // nobody asks it any more
+		} else if !all && now == state {
+			delete(states, name)
+		}
+	})
+	for name, state := range states {
+		if state != bus.Unknown {
+			h.device(name, state)
+		}
+	}
+	h.wake()
+}
+
+// eachDevice calls f with the state of each device.
+func (a *assembly) eachDevice(f func(name string, state bus.State)) {
+	for _, w := range a.wires {
+		for _, d := range w.bus.Status().Devices {
+			f(d.Name, d.State)
+		}
+	}
+	for _, d := range a.memory {
+		f(d.Name, bus.Online)
 	}
 }
 
 func (h *herald) devices(ctx context.Context) {
+	topic := h.gateway.now.Load().status.Topic
 	h.mu.Lock()
 	states := h.states
 	h.states = make(map[string]bus.State)
 	h.mu.Unlock()
 	for name, state := range states {
-		h.all(ctx, stateMessage(h.cfg.Topic+"/device/"+name+"/state", state.String()))
+		h.all(ctx, stateMessage(topic+"/device/"+name+"/state", state.String()))
 	}
 }
 
@@ -131,11 +175,11 @@ func (h *herald) stats(ctx context.Context) {
 		h.gateway.log.Error("write status", "err", err)
 		return
 	}
-	h.all(ctx, mqtt.Message{Topic: h.cfg.Topic + "/stats", Payload: payload})
+	h.all(ctx, mqtt.Message{Topic: h.gateway.now.Load().status.Topic + "/stats", Payload: payload})
 }
 
 func (h *herald) all(ctx context.Context, m mqtt.Message) {
-	for name, sink := range h.sinks {
+	for name, sink := range h.gateway.now.Load().told {
 		h.deliver(ctx, name, sink, m)
 	}
 }

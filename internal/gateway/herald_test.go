@@ -48,7 +48,7 @@ devices:
 uplinks: { cloud: { url: mqtts://broker.example } }
 `)
 		broker := &kept{of: map[string]string{"fieldgate/s/device/a/state": "online", "fieldgate/s/device/b/state": "online"}}
-		g.herald.sinks = map[string]mqtt.Sink{"cloud": broker}
+		g.now.Load().told = map[string]mqtt.Sink{"cloud": broker}
 		ctx, stop := context.WithCancel(t.Context())
 		var running sync.WaitGroup
 		running.Go(func() { _ = g.herald.run(ctx) })

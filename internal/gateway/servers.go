@@ -11,37 +11,63 @@ import (
 	"fieldgate/internal/clock"
 	"fieldgate/internal/command"
 	"fieldgate/internal/config"
+	"fieldgate/internal/group"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
 	"fieldgate/internal/regmap"
 )
 
-// openServers makes the Modbus servers and their sockets. The buses are there
-// already.
-func (g *Gateway) openServers(servers []config.Server, image *regmap.Image) error {
+// serversOf makes the maps of the Modbus servers, and those servers that was does
+// not have with the same settings. It returns what it has made in case of an error,
+// too.
+func (g *Gateway) serversOf(servers []config.Server, was *assembly) (made []server, err error) {
+	if len(servers) == 0 {
+		return nil, nil
+	}
+	g.pipeline.SetStages(g.image)
+	g.image.Show(servers, g.pipeline.Last)
 	gate := regmap.Gate{
 		Write: g.plcWrites,
 		Pause: func(device, by string, d time.Duration) error {
 			g.log.Info("a client asks for a pause", "client", by, "device", device, "for", d)
-			return g.plant.buses.Pause(device, d)
+			return g.plant.set().Pause(device, d)
 		},
-		Paused: g.plant.buses.Paused,
-		Bus: func(name string) modbus.Endpoint {
-			i := slices.IndexFunc(g.wires, func(w wire) bool { return w.name == name })
-			return g.wires[i].bus // config knows it, so it is there
-		},
+		Paused: func(device string) time.Duration { return g.plant.set().Paused(device) },
+		Bus:    func(name string) modbus.Endpoint { return passage{g.plant, name} },
 		Record: g.passedWrite,
 	}
 	id := identity(g.version)
 	for _, c := range servers {
 		log := part(g.log, "server", c.Name)
-		s, err := regmap.Listen(c, regmap.New(c, image, gate, id, log), log)
-		if err != nil {
-			return fmt.Errorf("server %s: %w", c.Name, err)
+		s := server{serves: regmap.New(c, g.image, gate, id, log)}
+		switch old := was.server(c.Name); {
+		case old.Server != nil && old.Serves(c):
+			s.Server, s.part = old.Server, old.part
+		case old.Server != nil:
+			s.Server, err = old.Succeed(c, s.serves, log)
+		default:
+			s.Server, err = regmap.Listen(c, s.serves, log)
 		}
-		g.servers = append(g.servers, s)
+		if err != nil {
+			return made, fmt.Errorf("server %s: %w", c.Name, err)
+		}
+		if s.part == nil {
+			s.part = group.NewPart("server "+c.Name, s.Run)
+		}
+		made = append(made, s)
 	}
-	return nil
+	return made, nil
+}
+
+// server returns the server of a name, none of it set if there is none. The name
+// says where it listens, and how.
+func (a *assembly) server(name string) server {
+	for _, s := range a.servers {
+		if s.Name() == name {
+			return s
+		}
+	}
+	return server{}
 }
 
 // plcWrites does what a PLC asks for by the same way as every command: checked,
@@ -51,7 +77,7 @@ func (g *Gateway) plcWrites(ctx context.Context, by string, writes []regmap.Writ
 	for _, w := range writes {
 		o.Writes = append(o.Writes, command.Write{Point: w.ID, Value: w.Value})
 	}
-	err := g.desk.Do(ctx, o).Err()
+	err := g.now.Load().desk.Do(ctx, o).Err()
 	if errors.Is(err, command.ErrRejected) {
 		return fmt.Errorf("%w: %w", regmap.ErrRefused, err)
 	}
@@ -68,7 +94,7 @@ func (g *Gateway) passedWrite(ctx context.Context, p regmap.Passage) error {
 			r.Status = string(command.Unknown)
 		}
 	}
-	_, err := g.audit.Append(ctx, r)
+	_, err := g.now.Load().audit.Append(ctx, r)
 	return err
 }
 
@@ -87,13 +113,6 @@ func identity(version string) modbus.Identity {
 			{ID: 2, Value: []byte(version)},
 		},
 	}
-}
-
-func (g *Gateway) closeServers() (err error) {
-	for _, s := range g.servers {
-		err = errors.Join(err, s.Close())
-	}
-	return err
 }
 
 // ServerStatus is one Modbus server of ours.

@@ -190,24 +190,25 @@ type PublishStatus struct {
 
 // Status returns how the gateway is doing now. It may be called at any time.
 func (g *Gateway) Status() Status {
+	a := g.now.Load()
 	s := Status{
 		Time:    g.clock.Day(time.Now()).Truncate(time.Millisecond),
 		Clock:   ClockStatus{State: g.clock.State().String(), Steps: g.clock.Steps()},
 		Version: g.version,
 		Uptime:  int64(time.Since(g.start) / time.Second),
-		Buses:   make(map[string]BusStatus, len(g.wires)),
-		Uplinks: make(map[string]UplinkStatus, len(g.ways)),
-		Publish: publishStatus(g.publish.Stats()),
-		Flash:   FlashStatus{Queues: make(map[string]flash.Report, len(g.ways))},
+		Buses:   make(map[string]BusStatus, len(a.wires)),
+		Uplinks: make(map[string]UplinkStatus, len(a.ways)),
+		Publish: publishStatus(a.publish.Stats()),
+		Flash:   FlashStatus{Queues: make(map[string]flash.Report, len(a.ways))},
 
 		Alarms:   g.siren.status(),
-		Warnings: g.warnings,
+		Warnings: a.warnings,
 	}
-	_, s.Publish.Dropped = g.feed.Dropped()
-	for _, w := range g.wires {
+	_, s.Publish.Dropped = a.publish.feed.Dropped()
+	for _, w := range a.wires {
 		s.Buses[w.name] = busStatus(g.clock, w.bus.Status(), w.bus.Diagnosis(), w.line.Stats())
 	}
-	for _, w := range g.ways {
+	for _, w := range a.ways {
 		q := w.queue.Stats()
 		u := uplinkStatus(g.clock, w.uplink.Status(), q)
 		u.Bridge = bridgeStatus(w.bridge)
@@ -221,25 +222,25 @@ func (g *Gateway) Status() Status {
 		s.Flash.All = s.Flash.All.Add(v.Flash)
 	}
 	s.EventsDropped = g.herald.eventsDropped()
-	if g.desk != nil {
-		s.Command = commandStatus(g.desk.Stats())
+	if a.desk.Desk != nil {
+		s.Command = commandStatus(a.desk.Stats())
 	}
-	if g.audit != nil {
-		a := g.audit.Stats()
-		s.Audit = &AuditStatus{a.Seq, a.Records, a.Unrecorded, a.Fault}
-		s.Flash.Audit = &a.Flash
-		s.Flash.All = s.Flash.All.Add(a.Flash)
+	if a.audit != nil {
+		l := a.audit.Stats()
+		s.Audit = &AuditStatus{l.Seq, l.Records, l.Unrecorded, l.Fault}
+		s.Flash.Audit = &l.Flash
+		s.Flash.All = s.Flash.All.Add(l.Flash)
 	}
-	if len(g.servers) > 0 {
-		s.Servers = make(map[string]ServerStatus, len(g.servers))
+	if len(a.servers) > 0 {
+		s.Servers = make(map[string]ServerStatus, len(a.servers))
 	}
-	for _, m := range g.servers {
-		s.Servers[m.Name()] = serverStatus(g.clock, m)
+	for _, m := range a.servers {
+		s.Servers[m.Name()] = serverStatus(g.clock, m.Server)
 	}
-	if g.broker != nil {
-		b := BrokerStatus(g.broker.Stats()) // the same figures under their JSON names
+	if local := a.broker.Broker; local != nil {
+		b := BrokerStatus(local.Stats()) // the same figures under their JSON names
 		s.Broker = &b
-		f := g.broker.Flash()
+		f := local.Flash()
 		s.Flash.Broker = &f
 		s.Flash.All = s.Flash.All.Add(f)
 	}

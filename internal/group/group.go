@@ -1,8 +1,9 @@
 // Package group runs a set of named parts together: started in order, stopped
 // in the reverse order, each with the context as its only way to stop.
 //
-// The type to know is Group. A part is a name and a function; what a part does
-// with its world (retry for ever, log once) is its own affair.
+// The types to know are Group, and Part, which is a name and a function; what a
+// part does with its world (retry for ever, log once) is its own affair. Which
+// parts run may change: those that stay notice nothing.
 package group
 
 import (
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 )
@@ -20,20 +22,28 @@ import (
 // start afresh.
 type Run func(ctx context.Context) error
 
+// Part is what a Group runs. Make it with NewPart; it runs once.
+type Part struct {
+	name   string
+	run    Run
+	cancel context.CancelFunc // nil: not started
+	done   chan struct{}      // closed when the part has returned
+}
+
+// NewPart returns a part that does nothing yet.
+func NewPart(name string, run Run) *Part { return &Part{name: name, run: run} }
+
+// Name returns the part's name.
+func (p *Part) Name() string { return p.name }
+
 // Group runs parts. Its zero value is not usable; see New. Start and Stop are
-// for one goroutine, the assembly's.
+// for one goroutine at a time, the assembly's.
 type Group struct {
 	log *slog.Logger
 
-	parts  []*part // in the order they were started
+	parts  []*Part // that run, in the order in which they are to be stopped, last first
 	failed chan error
 	once   sync.Once
-}
-
-type part struct {
-	name   string
-	cancel context.CancelFunc
-	done   chan struct{} // closed when the part has returned
 }
 
 // New returns an empty group.
@@ -41,18 +51,27 @@ func New(log *slog.Logger) *Group {
 	return &Group{log: log, failed: make(chan error, 1)}
 }
 
-// Start runs a part in its own goroutine until Stop. The order of the calls is
-// the order of the start; the stop goes the other way round.
-func (g *Group) Start(name string, run Run) {
+// Start starts those of parts that do not run, in their order, each in its own
+// goroutine until Stop. All that run must be among parts: the stop goes through
+// them the other way round.
+func (g *Group) Start(parts ...*Part) {
+	g.parts = slices.Clone(parts)
+	for _, p := range parts {
+		if p.cancel == nil {
+			g.start(p)
+		}
+	}
+}
+
+func (g *Group) start(p *Part) {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &part{name: name, cancel: cancel, done: make(chan struct{})}
-	g.parts = append(g.parts, p)
+	p.cancel, p.done = cancel, make(chan struct{})
 	go func() { // ends when run returns
 		defer close(p.done)
-		if err := guard(ctx, run); err != nil {
-			g.fail(fmt.Errorf("%s: %w", name, err))
+		if err := guard(ctx, p.run); err != nil {
+			g.fail(fmt.Errorf("%s: %w", p.name, err))
 		} else if ctx.Err() == nil {
-			g.fail(fmt.Errorf("%s: ended by itself", name))
+			g.fail(fmt.Errorf("%s: ended by itself", p.name))
 		}
 	}()
 }
@@ -78,24 +97,45 @@ func (g *Group) Failed() <-chan error { return g.failed }
 // grace is what a part still gets when those before it used up the time.
 const grace = 200 * time.Millisecond
 
-// Stop stops every part, the last started first, each one gone before the next
-// is told. When limit has passed, the parts left get only a moment each, and
-// those that do not use it are left behind: the error names them.
-func (g *Group) Stop(limit time.Duration) error {
-	deadline := time.Now().Add(limit)
+// Stop stops every part that is not among those to keep, the last first, each
+// one gone before the next is told. When limit has passed, or ctx has ended, the
+// parts left get only a moment each, and those that do not use it are left
+// behind: the error names them.
+func (g *Group) Stop(ctx context.Context, limit time.Duration, keep ...*Part) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
 	var errs []error
-	for i := len(g.parts) - 1; i >= 0; i-- {
-		p := g.parts[i]
+	var kept []*Part
+	for _, p := range slices.Backward(g.parts) {
+		if slices.Contains(keep, p) {
+			kept = append(kept, p)
+			continue
+		}
 		p.cancel()
-		wait := time.NewTimer(max(time.Until(deadline), grace))
-		select {
-		case <-p.done:
+		if p.wait(ctx) {
 			g.log.Debug("stopped", "part", p.name)
-		case <-wait.C:
+		} else {
 			errs = append(errs, fmt.Errorf("%s did not stop in time", p.name))
 		}
-		wait.Stop()
 	}
-	g.parts = nil
+	slices.Reverse(kept)
+	g.parts = kept
 	return errors.Join(errs...)
+}
+
+// wait waits until the part has ended, or ctx and then the grace.
+func (p *Part) wait(ctx context.Context) bool {
+	select {
+	case <-p.done:
+		return true
+	case <-ctx.Done():
+	}
+	last := time.NewTimer(grace)
+	defer last.Stop()
+	select {
+	case <-p.done:
+		return true
+	case <-last.C:
+		return false
+	}
 }

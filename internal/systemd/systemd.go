@@ -1,15 +1,17 @@
 // Package systemd tells the service manager how the gateway is doing
-// (sd_notify): ready, a status line, alive, stopping. Outside systemd every call
-// does nothing.
+// (sd_notify): ready, reloading, a status line, alive, stopping. Outside systemd
+// every call does nothing.
 package systemd
 
 import (
 	"context"
 	"log/slog"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 )
 
 // Notifier speaks to the service manager. Its zero value is not usable; see New.
@@ -23,6 +25,18 @@ func New(log *slog.Logger) *Notifier { return &Notifier{log: log} }
 // Ready says that start-up is complete: configuration applied, listeners open.
 // It does not wait for an uplink, which may be down for days.
 func (n *Notifier) Ready(status string) { n.send(daemon.SdNotifyReady, "STATUS="+oneLine(status)) }
+
+// Reloading says that the configuration is being read anew. Ready must follow,
+// also when it is no good.
+func (n *Notifier) Reloading() {
+	// Only clock_gettime(CLOCK_MONOTONIC) is what systemd holds it against.
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		n.log.Debug("notify systemd", "err", err)
+		return
+	}
+	n.send(daemon.SdNotifyReloading, "MONOTONIC_USEC="+strconv.FormatInt(now.Nano()/1000, 10))
+}
 
 // Status replaces the line that "systemctl status" shows.
 func (n *Notifier) Status(status string) { n.send("STATUS=" + oneLine(status)) }

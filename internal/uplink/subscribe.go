@@ -100,6 +100,7 @@ func (s *subscriber) adopt(subs []Subscription) (fresh []*asked) {
 // patience. An error is that of the connection, or ctx's.
 func (s *subscriber) all(ctx context.Context, c *Conn, subs []Subscription, patience time.Duration) error {
 	s.adopt(subs)
+	s.tell()
 	return s.ask(ctx, c, s.filters, patience)
 }
 

@@ -118,19 +118,19 @@ func (s *Set) encodeKept() []byte {
 // save writes the file if it is not as it should be.
 func (s *Set) save(last bool) {
 	s.mu.Lock()
-	wanted := !s.writeBy.IsZero()
+	wanted, path := !s.writeBy.IsZero(), s.path
 	text := s.encodeKept()
 	s.writeBy = time.Time{}
 	s.mu.Unlock()
-	if !wanted || s.path == "" {
+	if !wanted || path == "" {
 		return
 	}
-	err := s.write(text)
+	err := s.write(path, text)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
 		if s.fault != "" {
-			s.log.Info("kept values are saved again", "file", s.path)
+			s.log.Info("kept values are saved again", "file", path)
 		}
 		s.fault = ""
 		return
@@ -146,9 +146,9 @@ func (s *Set) save(last bool) {
 	s.rouse(s.writeBy)
 }
 
-// write puts text into the file: whole or not at all.
-func (s *Set) write(text []byte) error {
-	temp := s.path + ".new"
+// write puts text into the file at path: whole or not at all.
+func (s *Set) write(path string, text []byte) error {
+	temp := path + ".new"
 	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
 	if err != nil {
 		return err
@@ -158,12 +158,12 @@ func (s *Set) write(text []byte) error {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(temp, s.path)
+		err = os.Rename(temp, path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(temp))
 	}
-	d, err := os.Open(filepath.Dir(s.path))
+	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err
 	}

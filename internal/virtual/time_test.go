@@ -19,7 +19,8 @@ func TestTimesAreMoments(t *testing.T) {
 		}
 	}, slog.New(slog.DiscardHandler))
 	s.mu.Lock()
-	s.begin()
+	s.begun = true
+	s.emitAll(s.cells)
 	s.set(s.cells[0], point.IntValue(4), point.Good, time.Time{}, time.Hour)
 	s.mu.Unlock()
 	if got, err := s.Read(t.Context(), "v.x"); err != nil || got[0].Time == got[0].Time.Round(0) {

@@ -36,11 +36,12 @@ var ErrUnknownPoint = errors.New("unknown point")
 type Set struct {
 	log  *slog.Logger
 	emit func([]point.Sample)
-	path string // of the file; "": nothing is kept
+	dir  string // of the data
 
 	// mu is held while a value is set and emitted, so that nobody is told of two
 	// values in another order than they have here. emit must not call back.
 	mu     sync.Mutex
+	path   string // of the file; "": nothing is kept
 	cells  []*cell
 	of     map[point.ID]*cell
 	topics []Topic
@@ -90,7 +91,17 @@ const maxPayload = 64 << 10
 // the data directory dir, else their initial value. Run emits it. emit is called
 // by whoever sets a value; it must not block, nor call the Set.
 func New(devices []config.Device, dir string, emit func([]point.Sample), log *slog.Logger) *Set {
-	s := &Set{log: log, emit: emit, of: make(map[point.ID]*cell), fed: make(map[string][]*cell), wake: make(chan struct{}, 1)}
+	s := &Set{log: log, emit: emit, dir: dir, wake: make(chan struct{}, 1)}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.make(devices)
+	return s
+}
+
+// make makes the cells of devices. The lock is held.
+func (s *Set) make(devices []config.Device) {
+	s.cells, s.topics = nil, nil
+	s.of, s.fed = make(map[point.ID]*cell), make(map[string][]*cell)
 	now := time.Now()
 	keep := false
 	for i := range devices {
@@ -109,11 +120,55 @@ func New(devices []config.Device, dir string, emit func([]point.Sample), log *sl
 			s.listen(c)
 		}
 	}
-	if keep && dir != "" {
-		s.path = filepath.Join(dir, fileName)
+	s.path = ""
+	if keep && s.dir != "" {
+		s.path = filepath.Join(s.dir, fileName)
 		s.load(now)
 	}
-	return s
+}
+
+// Change makes the devices those of another configuration. A point that stays
+// keeps what it holds, if that is a value of it; the others begin as with New,
+// and are emitted if Run has begun.
+func (s *Set) Change(devices []config.Device) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.of
+	s.make(devices)
+	var fresh []*cell
+	for _, c := range s.cells {
+		o := was[c.point.ID]
+		if o == nil || o.sample.Value.IsZero() || !c.takes(o.sample.Value) {
+			fresh = append(fresh, c)
+			continue
+		}
+		c.sample, c.kept, c.until, c.said = o.sample, o.kept, o.until, o.said
+		if stale := c.source.Stale; stale != o.source.Stale {
+			c.until = time.Time{}
+			if stale > 0 {
+				c.until = time.Now().Add(stale)
+			}
+		}
+	}
+	if s.path != "" {
+		s.writeBy = time.Now().Add(saveWritten)
+	}
+	if s.begun {
+		s.emitAll(fresh)
+		signal(s.wake)
+	}
+}
+
+// takes reports whether a point can hold a value; it can hold none.
+func (c *cell) takes(v point.Value) bool {
+	if v.IsZero() {
+		return true
+	}
+	if c.point.Write != nil && c.point.CheckWrite(v) != nil {
+		return false
+	}
+	held, err := c.point.Hold(v)
+	return err == nil && held == v
 }
 
 // listen notes the topic of a point.
@@ -135,11 +190,10 @@ func (s *Set) listen(c *cell) {
 	}
 }
 
-// Len returns the number of points.
-func (s *Set) Len() int { return len(s.cells) }
-
 // Devices returns the names of the devices.
 func (s *Set) Devices() (names []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, c := range s.cells {
 		if name := c.point.ID.Device(); len(names) == 0 || names[len(names)-1] != name {
 			names = append(names, name)
@@ -149,15 +203,25 @@ func (s *Set) Devices() (names []string) {
 }
 
 // Has reports whether the point is one of these.
-func (s *Set) Has(id point.ID) bool { return s.of[id] != nil }
+func (s *Set) Has(id point.ID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.of[id] != nil
+}
 
 // Topics returns the topics of messages that Take wants, each once.
-func (s *Set) Topics() []Topic { return s.topics }
+func (s *Set) Topics() []Topic {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.topics
+}
 
 // Write sets a point, at once. An error is one of point.CheckWrite, ErrUnknownPoint,
 // or ctx's before anything was done. A point that is kept is on disk about a
 // second later.
 func (s *Set) Write(ctx context.Context, id point.ID, v point.Value) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	c := s.of[id]
 	if c == nil {
 		return fmt.Errorf("write %s: %w", id, ErrUnknownPoint)
@@ -172,8 +236,6 @@ func (s *Set) Write(ctx context.Context, id point.ID, v point.Value) error {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", id, err)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.set(c, held, point.Good, time.Time{}, saveWritten)
 	return nil
 }
@@ -224,8 +286,13 @@ func (s *Set) rouse(at time.Time) {
 		return
 	}
 	s.next = at
+	signal(s.wake)
+}
+
+// signal puts a token into c, which has room for one, unless it holds one.
+func signal(c chan struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -251,7 +318,8 @@ func (s *Set) Run(ctx context.Context) error {
 	s.beat.Works()
 	defer s.beat.Stops()
 	s.mu.Lock()
-	s.begin()
+	s.begun = true
+	s.emitAll(s.cells)
 	s.mu.Unlock()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -280,14 +348,13 @@ func (s *Set) Run(ctx context.Context) error {
 // seconds, minutes mean that it hangs.
 func (s *Set) Overdue() time.Duration { return s.beat.Overdue() }
 
-// begin emits what each device holds, as a batch.
-func (s *Set) begin() {
-	s.begun = true
-	for from := 0; from < len(s.cells); {
+// emitAll emits what points hold, those of a device as a batch.
+func (s *Set) emitAll(cells []*cell) {
+	for from := 0; from < len(cells); {
 		var batch []point.Sample
-		device := s.cells[from].point.ID.Device()
-		for from < len(s.cells) && s.cells[from].point.ID.Device() == device {
-			batch = append(batch, s.cells[from].sample)
+		device := cells[from].point.ID.Device()
+		for from < len(cells) && cells[from].point.ID.Device() == device {
+			batch = append(batch, cells[from].sample)
 			from++
 		}
 		s.emit(batch)

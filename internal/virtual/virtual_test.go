@@ -317,7 +317,7 @@ func TestWrite(t *testing.T) {
 		if _, err := r.Read(t.Context(), "v.x"); !errors.Is(err, ErrUnknownPoint) {
 			t.Errorf("Read = %v", err)
 		}
-		if !r.Has("v.p") || r.Has("v.x") || !slices.Equal(r.Devices(), []string{"v"}) || r.Len() != 2 {
+		if !r.Has("v.p") || r.Has("v.x") || !slices.Equal(r.Devices(), []string{"v"}) || r.Status().Points != 2 {
 			t.Errorf("Has, Devices or Len: %v", r.Devices())
 		}
 	})
@@ -480,4 +480,31 @@ func FuzzKept(f *testing.F) {
 	f.Add([]byte(`{"crc32c":"00000000","values":{"v.a":7}}`))
 	f.Add([]byte(`{"crc32c":"` + checksum([]byte(`{"v.a":7}`)) + `","values":{"v.a":7}}`))
 	f.Fuzz(func(t *testing.T, text []byte) { _, _ = decodeKept(text) })
+}
+
+// Another configuration leaves points what they hold, as long as they can.
+func TestChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, t.TempDir(), "a: { initial: 1, write: {} }, b: { write: {} }, c: { write: {} }, gone: { initial: 9 }")
+		synctest.Wait()
+		for id, v := range map[point.ID]int64{"v.a": 5, "v.b": 500} {
+			if err := r.Write(t.Context(), id, point.IntValue(v)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.seen = nil
+		r.Change(devices(t, "a: { initial: 2, write: {} }, b: { type: uint8, initial: 7, write: {} }, c: { initial: 3, write: {} }, new: { from: t }"))
+		synctest.Wait()
+		r.want(t, "v.b=7", "v.c=3", "v.new=bad")
+		if s, err := r.Read(t.Context(), "v.a"); err != nil || text(s[0]) != "v.a=5" {
+			t.Errorf("v.a: %v, %v", s, err)
+		}
+		if r.Has("v.gone") || len(r.Topics()) != 1 {
+			t.Errorf("v.gone: %t, topics: %v", r.Has("v.gone"), r.Topics())
+		}
+		r.Take("t", config.Local, []byte("4"), false)
+		if s, err := r.Read(t.Context(), "v.new"); err != nil || text(s[0]) != "v.new=4" {
+			t.Errorf("v.new: %v, %v", s, err)
+		}
+	})
 }
