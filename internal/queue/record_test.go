@@ -328,8 +328,12 @@ func TestRecordedImages(t *testing.T) {
 		payloads = append(payloads, 60_000)
 	}
 	for _, payload := range payloads {
+		rounds := many(8, 40)
+		if payload > 10_000 {
+			rounds = 12 // some megabytes, each image
+		}
 		dir := t.TempDir()
-		calls := trace(t, dir, "TestRecordedImages", fmt.Sprintf("FIELDGATE_TEST_PAYLOAD=%d", payload), fmt.Sprintf("FIELDGATE_TEST_ROUNDS=%d", many(8, 40)))
+		calls := trace(t, dir, "TestRecordedImages", fmt.Sprintf("FIELDGATE_TEST_PAYLOAD=%d", payload), fmt.Sprintf("FIELDGATE_TEST_ROUNDS=%d", rounds))
 		share := many(len(calls)/25, len(calls)/250) // one in so many moments is looked at
 		r := newReplay()
 		for n := 0; n <= len(calls); n++ {
