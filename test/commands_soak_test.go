@@ -20,6 +20,7 @@ func TestSoakKillWhileCommanding(t *testing.T) {
 }
 
 // TestSoakEmergency is the figure: ten thousand stops, none later than the worst
-// case of docs/safety.md and what a machine without other load adds. It takes
-// about a quarter of an hour.
-func TestSoakEmergency(t *testing.T) { emergencies(t, 10_000, 100*time.Millisecond) }
+// case of docs/safety.md and what a machine without other load adds. On four
+// lines at once, which have nothing in common but the gateway, it takes about
+// five minutes.
+func TestSoakEmergency(t *testing.T) { emergencies(t, 4, 2500, 100*time.Millisecond) }

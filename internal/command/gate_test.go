@@ -400,6 +400,34 @@ func TestEmergencyEndsOlder(t *testing.T) {
 	})
 }
 
+// An emergency does not wait until the one before it has been read back, and one
+// that may be tried again is.
+func TestEmergencyGoesOn(t *testing.T) {
+	bubble(t, testCommands+"  - { topic: sure, match: STOP, write: { boiler.stop: 1 }, retry: 1m }\n", nil, func(t *testing.T, d *desk) {
+		d.plant.delay["boiler"] = 10 * time.Second
+		d.send("sure", "STOP")
+		d.send("sure", "STOP")
+		time.Sleep(21 * time.Second)
+		if w := d.plant.writes(); len(w) != 2 {
+			t.Errorf("after two writes took their time, written %q", w)
+		}
+		time.Sleep(time.Minute)
+		if got := d.take(); len(got) != 2 {
+			t.Errorf("answered %q", got)
+		}
+		d.plant.delay["boiler"] = 0
+		n := 0
+		d.plant.write = func(point.ID, point.Value) (bool, error) {
+			if n++; n < 3 {
+				return false, modbus.ErrNotConnected
+			}
+			return true, nil
+		}
+		d.want("sure", "STOP", `"verified","point":"boiler.stop","value":true,"previous":true,"reason":"after 3 tries"`)
+		agree(t, d)
+	})
+}
+
 // A stop with an id that was seen before is not answered out of the past: what the
 // device shows decides.
 func TestEmergencyAgain(t *testing.T) {

@@ -19,8 +19,9 @@ import (
 var lookAgain = [...]time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond}
 
 const (
-	retryFirst = time.Second
-	retryMost  = 10 * time.Second
+	retryFirst  = time.Second
+	retryUrgent = 200 * time.Millisecond // the first, of an emergency
+	retryMost   = 10 * time.Second
 )
 
 // unchanged is the reason of a write that was not needed.
@@ -91,7 +92,12 @@ func (d *Desk) settle(j *job, r Result, transient bool) {
 // execute waits for the order's turn and writes.
 func (d *Desk) execute(ctx, grace context.Context, j *job) Result {
 	if j.emergency {
-		return d.writeUrgent(ctx, grace, j)
+		r := d.writeUrgent(ctx, grace, j)
+		if (r.Status == Failed || r.Status == Unknown) && j.order.Retry > 0 && len(j.writes) == 1 {
+			out, err := d.retry(ctx, grace, j, r.Writes[0], r.err)
+			r = Result{Status: out.Status, Reason: out.Reason, Writes: []Outcome{out}, err: err}
+		}
+		return r
 	}
 	if err := j.turns[0].wait(ctx); err != nil {
 		return d.unwritten(j, refusal(byLoad, "it was not written: %v", stopReason(err)))
@@ -133,6 +139,9 @@ func (d *Desk) retry(ctx, grace context.Context, j *job, out Outcome, err error)
 		end = e
 	}
 	pause := retryFirst
+	if j.emergency {
+		pause = retryUrgent
+	}
 	for tries := 2; refusable(err) && time.Until(end) > pause; tries++ {
 		d.noteTry(j, out)
 		d.leave(j.turns[0])
@@ -144,7 +153,7 @@ func (d *Desk) retry(ctx, grace context.Context, j *job, out Outcome, err error)
 		}
 		d.mu.Lock()
 		newer := j.writes[0].place.newest != j.serial
-		t, ok := d.take(devices(j.writes), false)
+		t, ok := d.take(devices(j.writes), j.emergency)
 		if ok {
 			j.turns[0] = t
 		}
@@ -190,19 +199,29 @@ func refusable(err error) bool {
 // writeOne does one write, with all that belongs to it. The error is why it
 // failed or is unknown.
 func (d *Desk) writeOne(ctx context.Context, j *job, c *checked, fresh bool) (Outcome, error) {
+	out, open, err := d.send(ctx, j, c, fresh)
+	if open {
+		return d.readBack(ctx, c, out, err)
+	}
+	return out, err
+}
+
+// send does a write up to its reading back, which is left to do if it is open:
+// the error is then why it was not confirmed.
+func (d *Desk) send(ctx context.Context, j *job, c *checked, fresh bool) (out Outcome, open bool, err error) {
 	p := c.place.point
-	out := Outcome{Point: p.ID, Value: c.expect, Previous: d.previous(p.ID)}
+	out = Outcome{Point: p.ID, Value: c.expect, Previous: d.previous(p.ID)}
 	if p.Write.SkipIfEqual && !j.emergency || j.again {
 		// What a poll has shown may be old: nothing is left out over that alone.
 		known := !out.Previous.IsZero()
-		if fresh || j.again || known && point.Equal(out.Previous, c.expect) || !known && p.Every == point.Never {
+		if fresh || known && point.Equal(out.Previous, c.expect) || !known && p.Every == point.Never {
 			if shown, err := d.read(ctx, p.ID); err == nil {
 				out.Previous = shown
 				if point.Equal(shown, c.expect) {
 					d.unspend(c.place, time.Now())
 					d.count.unchanged.Add(1)
 					out.Status, out.Reason = Verified, unchanged
-					return out, nil
+					return out, false, nil
 				}
 			}
 		}
@@ -213,32 +232,34 @@ func (d *Desk) writeOne(ctx context.Context, j *job, c *checked, fresh bool) (Ou
 		if why := d.locked(p.ID); why != "" { // since it was let through
 			d.unspend(c.place, time.Now())
 			out.Status, out.Reason = Rejected, "not written: "+why
-			return out, errLocked
+			return out, false, errLocked
 		}
 		handed, done, ok := d.handOver(limit, j, c.place.device.Name)
 		defer done()
 		if limit = handed; !ok {
-			return d.giveWay(c, out)
+			out, err = d.giveWay(c, out)
+			return out, false, err
 		}
 	}
-	err := d.o.Field.Write(limit, p.ID, c.value)
+	err = d.o.Field.Write(limit, p.ID, c.value)
 	out.touched = true
 	lost := errors.Is(err, modbus.ErrNoResponse) || errors.Is(err, modbus.ErrBadResponse)
 	switch {
 	case err != nil && !lost && !j.emergency && d.overtaken(j, c.place.device.Name):
 		out.touched = false
-		return d.giveWay(c, out)
+		out, err = d.giveWay(c, out)
+		return out, false, err
 	case err != nil && !lost:
 		out.Status, out.Reason, out.touched = Failed, err.Error(), false
-		return out, err
+		return out, false, err
 	case !p.Write.Verify && lost:
 		out.Status, out.Reason = Unknown, err.Error()
-		return out, err
+		return out, false, err
 	case !p.Write.Verify:
 		out.Status = Written
-		return out, nil
+		return out, false, nil
 	}
-	return d.readBack(ctx, c, out, err)
+	return out, true, err
 }
 
 // giveWay is the outcome of a write that an emergency has overtaken.
@@ -323,7 +344,9 @@ func sleep(ctx context.Context, t time.Duration) bool {
 
 // writeUrgent does the writes of an emergency, those of each device by
 // themselves: a device that does not answer holds up no other, and a stop that
-// fails at one goes on.
+// fails at one goes on. All of a device are written before the first is read
+// back, and the next emergency's before that too: nothing urgent waits for a look
+// at what was done.
 func (d *Desk) writeUrgent(ctx, grace context.Context, j *job) Result {
 	outs := make([]Outcome, len(j.writes))
 	errs := make([]error, len(j.writes))
@@ -331,6 +354,7 @@ func (d *Desk) writeUrgent(ctx, grace context.Context, j *job) Result {
 	for _, t := range j.turns {
 		all.Go(func() { // ends with the writes of one device
 			err := t.wait(ctx)
+			var open []int
 			for i := range j.writes {
 				c := &j.writes[i]
 				if !t.of(c.place.device.Name) {
@@ -341,9 +365,15 @@ func (d *Desk) writeUrgent(ctx, grace context.Context, j *job) Result {
 					errs[i] = err
 					continue
 				}
-				outs[i], errs[i] = d.writeOne(grace, j, c, false)
+				var unread bool
+				if outs[i], unread, errs[i] = d.send(grace, j, c, false); unread {
+					open = append(open, i)
+				}
 			}
 			d.leave(t)
+			for _, i := range open {
+				outs[i], errs[i] = d.readBack(grace, &j.writes[i], outs[i], errs[i])
+			}
 		})
 	}
 	all.Wait()
