@@ -64,6 +64,7 @@ const (
 	maxPerDevice = 32
 	maxUrgent    = 16 // emergencies of one device
 	maxIDs       = 50_000
+	maxText      = 1000 // bytes of a value; the longest text that fits into a write has 246
 )
 
 const (

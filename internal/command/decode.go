@@ -472,6 +472,9 @@ func (r *request) find(w Write, a address, targets []config.Target, look lookup)
 	}
 	switch len(fits) {
 	case 0:
+		if a.point != "" && a.placed {
+			return fmt.Errorf("%s at the register %s is not one of the points that this command may write", quote(a.point), quote(a.text))
+		}
 		return fmt.Errorf("%s is not one of the points that this command may write", quote(what))
 	case 1:
 		w.Point = fits[0]

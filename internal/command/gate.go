@@ -260,6 +260,9 @@ func (d *Desk) checkWrite(w Write) (checked, error) {
 	if p.Write == nil {
 		return checked{}, point.ErrReadOnly
 	}
+	if len(w.Text) > maxText {
+		return checked{}, fmt.Errorf("the value has %d bytes, and no point takes more than %d", len(w.Text), maxText)
+	}
 	v := w.Value
 	if v.IsZero() {
 		v = p.Parse(w.Text)
