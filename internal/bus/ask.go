@@ -12,7 +12,8 @@ import (
 	"fieldgate/internal/point"
 )
 
-// Read reads points now, before any poll but after writes, and returns their
+// Read reads points now, after writes but before polls, of which a due one has
+// its turn after four requests of this kind, and returns their
 // samples in the order of ids; they are emitted as well. Points that lie near
 // each other share requests. A point that could not be read is Bad; the error
 // then says why for the first of them. Read also reads points that are polled

@@ -74,6 +74,10 @@ import (
 // maxInFlight bounds the requests that are under way at once on one bus.
 const maxInFlight = 16
 
+// mostAsked is how many requests of reads on demand may be made while polls are
+// due.
+const mostAsked = 4
+
 // wireGrace is how long the wire may be away before the devices are called
 // offline: a connection that is opened again at once is not news.
 const wireGrace = time.Second
@@ -133,6 +137,7 @@ type Bus struct {
 	out     int           // requests under way
 	writes  []*write
 	asks    []*ask
+	asked   int // requests of reads on demand since the last poll's
 	passes  passes
 	jobs    chan *op // to the workers; nil while requests are done in turn
 	done    chan *op // from the workers
@@ -509,9 +514,13 @@ func (b *Bus) next(now instant) (*op, instant) {
 			return nil, min(wake, b.link.retryAt)
 		}
 	}
-	if o, at := b.nextAsk(now); o != nil {
-		return o, 0
-	} else {
+	// Reads on demand go before polls, but a flood of them must not blind us.
+	if b.asked < mostAsked {
+		o, at := b.nextAsk(now)
+		if o != nil {
+			b.asked++
+			return o, 0
+		}
 		wake = min(wake, at)
 	}
 	// Requests of others take turns with polls.
@@ -543,13 +552,20 @@ func (b *Bus) next(now instant) (*op, instant) {
 			}
 		}
 		if first == nil {
+			if b.asked == mostAsked {
+				o, at := b.nextAsk(now)
+				if o != nil {
+					return o, 0
+				}
+				wake = min(wake, at)
+			}
 			if o := b.nextPass(); o != nil {
 				return o, 0
 			}
 			return nil, wake
 		}
 		if o := b.nextOf(first, now); o != nil {
-			b.passes.turn = true
+			b.passes.turn, b.asked = true, 0
 			return o, 0
 		}
 	}

@@ -315,6 +315,39 @@ func TestWritesGoFirst(t *testing.T) {
 	})
 }
 
+// A flood of reads on demand does not end the polling.
+func TestManyReadsOnDemand(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newWire(1).baud(9600)
+		extra := every(holding(500, point.Uint16), point.Never)
+		r := start(t, serialBus(9600), []config.Device{dev("d", 1, append(registers(0, 10, point.Fastest), extra)...)}, w)
+		time.Sleep(5 * time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		from := time.Since(w.started)
+		var all sync.WaitGroup
+		for range 50 {
+			all.Go(func() {
+				for ctx.Err() == nil {
+					_, _ = r.bus.Read(ctx, "d.h500") // the last end with ctx
+				}
+			})
+		}
+		all.Wait()
+		asks, polls := 0, 0
+		for _, q := range w.requests(from) {
+			if _, addr, _, _ := q.req.Span(); addr == 500 {
+				asks++
+			} else {
+				polls++
+			}
+		}
+		if polls < asks/mostAsked-1 || polls > asks/mostAsked+2 || asks < 100 {
+			t.Errorf("%d reads on demand and %d polls, want %d for one", asks, polls, mostAsked)
+		}
+	})
+}
+
 // An emergency does not wait for the rest of a write that takes several requests,
 // and that rest is not sent after it.
 func TestEmergencyBetweenRequests(t *testing.T) {

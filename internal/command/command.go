@@ -64,6 +64,8 @@ const (
 	maxPerDevice = 32
 	maxUrgent    = 16 // emergencies of one device
 	maxIDs       = 50_000
+	maxReads     = 32   // commands that read
+	maxEvents    = 4096 // messages for the event log; one client sends at most 1,024 ahead
 	maxText      = 1000 // bytes of a value; the longest text that fits into a write has 246
 )
 
@@ -207,8 +209,11 @@ type Desk struct {
 	inbox    chan func(ctx, grace context.Context) // work for Run's goroutines
 	noting   chan struct{}                         // a token for each record on its way that nobody waits for
 	ended    atomic.Bool                           // nothing is recorded any more
-	refusals refusals
-	orphans  []orphan // of before the restart; Run's
+	refusals limiter                               // of their records
+	lost     limiter                               // of what the log says of records that were not taken
+	reads    atomic.Int32                          // commands that read, under way
+	events   atomic.Int32                          // messages on their way to the event log
+	orphans  []orphan                              // of before the restart; Run's
 	seed     maphash.Seed
 
 	mu       sync.Mutex

@@ -400,6 +400,25 @@ func TestEmergencyEndsOlder(t *testing.T) {
 	})
 }
 
+// A flood of reads is bounded, and so are messages for the event log.
+func TestManyReads(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.plant.delay["boiler"] = 10 * time.Second
+		for range 100 {
+			d.send("get/boiler", "")
+		}
+		if got := d.take(); len(got) != 100-maxReads || !strings.Contains(got[0], `"rejected","reason":"busy: 32 reads wait already"`) {
+			t.Errorf("%d were refused, such as %q", len(got), got)
+		}
+		time.Sleep(time.Minute)
+		if got := d.take(); len(got) != maxReads || !strings.Contains(got[0], `"status":"read"`) {
+			t.Errorf("%d were answered", len(got))
+		}
+		d.plant.delay["boiler"] = 0
+		d.want("get/boiler", "", `"status":"read"`)
+	})
+}
+
 // An emergency does not wait until the one before it has been read back, and one
 // that may be tried again is.
 func TestEmergencyGoesOn(t *testing.T) {

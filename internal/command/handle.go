@@ -296,14 +296,21 @@ func (d *Desk) event(m message) (safe <-chan struct{}) {
 	rec := audit.Record{
 		Event: m.command.Event, By: m.sender(), Via: m.from.Via, Point: m.Topic, Value: cut(m.Payload),
 	}
+	if d.events.Add(1) > maxEvents {
+		d.events.Add(-1)
+		d.lostRecord(rec, fmt.Errorf("%d messages for the event log wait already", maxEvents))
+		return nil
+	}
 	done := make(chan struct{})
 	ok := d.submit(func(_, grace context.Context) {
 		defer close(done)
+		defer d.events.Add(-1)
 		if err := d.append(grace, rec); err != nil {
 			d.lostRecord(rec, err)
 		}
 	})
 	if !ok {
+		d.events.Add(-1)
 		d.lostRecord(rec, fmt.Errorf("%d orders wait already", maxWaiting))
 		return nil
 	}
@@ -361,7 +368,17 @@ func (d *Desk) readCommand(m message) (safe <-chan struct{}) {
 		refuse(byTime, r.id, late)
 		return nil
 	}
-	if !d.submit(func(_, grace context.Context) { d.answerRead(grace, m, r.id, ids) }) {
+	if d.reads.Add(1) > maxReads {
+		d.reads.Add(-1)
+		refuse(byLoad, r.id, fmt.Sprintf(busy+"%d reads wait already", maxReads))
+		return nil
+	}
+	ok := d.submit(func(_, grace context.Context) {
+		defer d.reads.Add(-1)
+		d.answerRead(grace, m, r.id, ids)
+	})
+	if !ok {
+		d.reads.Add(-1)
 		refuse(byLoad, r.id, busy+"too much waits already")
 	}
 	return nil

@@ -28,14 +28,34 @@ const (
 	// refusalsPerSecond bounds the records of refusals: a flood must not wear
 	// out the flash. What is left out is counted in the next.
 	refusalsPerSecond = 20
+	// lostPerSecond bounds what the log says of them and of others when the disk
+	// takes none. All are counted.
+	lostPerSecond = 5
 )
 
-// refusals bounds the records of refusals.
-type refusals struct {
+// limiter bounds how often something is said in a second, and counts what is
+// not. The zero value is ready.
+type limiter struct {
 	mu      sync.Mutex
 	second  int64
 	count   int
 	skipped int
+}
+
+// allow reports whether it may be said once more, and how often it was not since
+// it last was.
+func (l *limiter) allow(most int) (ok bool, skipped int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := time.Now().Unix(); now != l.second {
+		l.second, l.count = now, 0
+	}
+	if l.count++; l.count > most {
+		l.skipped++
+		return false, 0
+	}
+	skipped, l.skipped = l.skipped, 0
+	return true, skipped
 }
 
 // writing is the recording of one order.
@@ -121,6 +141,13 @@ func (d *Desk) append(ctx context.Context, r audit.Record) error {
 
 func (d *Desk) lostRecord(r audit.Record, err error) {
 	d.count.unrecorded.Add(1)
+	ok, skipped := d.lost.allow(lostPerSecond)
+	if !ok {
+		return
+	}
+	if skipped > 0 {
+		d.log.Error("more were not recorded", "count", skipped)
+	}
 	d.log.Error("not recorded", "event", r.Event, "id", r.ID, "point", r.Point, "value", r.Value, "status", r.Status, "err", err)
 }
 
@@ -145,21 +172,13 @@ func (d *Desk) noteRefusal(r audit.Record) {
 	if d.ended.Load() {
 		return // the gateway is stopping, and who asked has been told
 	}
-	f := &d.refusals
-	f.mu.Lock()
-	if now := time.Now().Unix(); now != f.second {
-		f.second, f.count = now, 0
-	}
-	if f.count++; f.count > refusalsPerSecond {
-		f.skipped++
-		f.mu.Unlock()
+	ok, skipped := d.refusals.allow(refusalsPerSecond)
+	if !ok {
 		return
 	}
-	if f.skipped > 0 {
-		r.Reason += fmt.Sprintf(" (and %d more were refused before)", f.skipped)
-		f.skipped = 0
+	if skipped > 0 {
+		r.Reason += fmt.Sprintf(" (and %d more were refused before)", skipped)
 	}
-	f.mu.Unlock()
 	d.note(r)
 }
 
