@@ -13,7 +13,8 @@ import (
 )
 
 // Read reads points now, after writes but before polls, of which a due one has
-// its turn after four requests of this kind, and returns their
+// its turn after four requests of this kind; a point that was written in the last
+// two seconds before others. It returns their
 // samples in the order of ids; they are emitted as well. Points that lie near
 // each other share requests. A point that could not be read is Bad; the error
 // then says why for the first of them. Read also reads points that are polled
@@ -73,6 +74,7 @@ func (b *Bus) Read(ctx context.Context, ids ...point.ID) ([]point.Sample, error)
 type ask struct {
 	d      *device
 	points []int
+	back   bool        // reads back what was written just now
 	gone   atomic.Bool // the caller no longer waits
 	done   chan struct{}
 
@@ -100,6 +102,14 @@ func (a *ask) add(s point.Sample, i int, o *op) {
 }
 
 func (a *ask) admit(b *Bus) {
+	now := b.now()
+	for i, until := range a.d.written {
+		if until < now {
+			delete(a.d.written, i)
+		} else if slices.Contains(a.points, i) {
+			a.back = true
+		}
+	}
 	points := make([]point.Point, len(a.points))
 	for n, i := range a.points {
 		points[n] = a.d.points[i]
@@ -128,10 +138,21 @@ func (d *device) demand(r Read) *read {
 	return x
 }
 
-// nextAsk returns the next request of a read on demand.
+// nextAsk returns the next request of a read on demand: of those that read back
+// what was written, first.
 func (b *Bus) nextAsk(now instant) (*op, instant) {
 	wake := never
-	for _, a := range slices.Clone(b.asks) {
+	waiting := slices.Clone(b.asks)
+	slices.SortStableFunc(waiting, func(x, y *ask) int {
+		switch {
+		case x.back && !y.back:
+			return -1
+		case y.back && !x.back:
+			return 1
+		}
+		return 0
+	})
+	for _, a := range waiting {
 		switch {
 		case a.gone.Load() && a.out == 0:
 			b.endAsk(a, nil)

@@ -121,12 +121,13 @@ type device struct {
 	allBad  bool          // Bad samples of all points were emitted, and nothing since
 
 	// The fence (see write.go).
-	writing []int32  // by point: writes not ended; nil before the first write
-	fence   []uint64 // by point: tick of the last write's end; likewise
-	writes  int      // sum of writing
-	fenced  uint64   // the newest of fence
-	writer  *write   // the write under way, from its first request to its end
-	noMask  bool     // it does not know function 22
+	writing []int32         // by point: writes not ended; nil before the first write
+	fence   []uint64        // by point: tick of the last write's end; likewise
+	writes  int             // sum of writing
+	fenced  uint64          // the newest of fence
+	writer  *write          // the write under way, from its first request to its end
+	written map[int]instant // points, until when reading one is reading it back
+	noMask  bool            // it does not know function 22
 
 	tally deviceTally // guarded by Bus.mu
 }

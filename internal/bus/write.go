@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
@@ -80,6 +81,10 @@ func (b *Bus) writeError(at place, err error) error {
 	pt := &at.d.points[at.i]
 	return fmt.Errorf("bus %s: unit %d: write %s (%s): %w", b.cfg.Name, at.d.cfg.Unit, pt.ID, point.FormatAddress(pt.Table, pt.Address), err)
 }
+
+// readBackFor is how long after its write a read of a point goes before others
+// on demand: whoever has written waits for it.
+const readBackFor = 2 * time.Second
 
 // The states of a write, which its caller and Run's goroutine agree on.
 const (
@@ -315,6 +320,12 @@ func unknownOutcome(err error) bool {
 // writer.
 func (b *Bus) endWrite(w *write, err error) {
 	b.lift(w.touched)
+	if w.state.Load() == writeStarted {
+		if w.d.written == nil {
+			w.d.written = make(map[int]instant)
+		}
+		w.d.written[w.point] = b.now() + readBackFor
+	}
 	if w.d.writer == w {
 		w.d.writer = nil
 	}

@@ -320,7 +320,8 @@ func TestManyReadsOnDemand(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		w := newWire(1).baud(9600)
 		extra := every(holding(500, point.Uint16), point.Never)
-		r := start(t, serialBus(9600), []config.Device{dev("d", 1, append(registers(0, 10, point.Fastest), extra)...)}, w)
+		set := every(writable(holding(600, point.Uint16), 0), point.Never)
+		r := start(t, serialBus(9600), []config.Device{dev("d", 1, append(registers(0, 10, point.Fastest), extra, set)...)}, w)
 		time.Sleep(5 * time.Second)
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
@@ -333,12 +334,24 @@ func TestManyReadsOnDemand(t *testing.T) {
 				}
 			})
 		}
+		time.Sleep(time.Second)
+		begun := time.Now()
+		if err := r.bus.Write(ctx, "d.h600", point.IntValue(1)); err != nil {
+			t.Error(err)
+		}
+		if _, err := r.bus.Read(ctx, "d.h600"); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(begun); took > 200*time.Millisecond { // an exchange takes 30
+			t.Errorf("writing and reading back took %v", took)
+		}
 		all.Wait()
 		asks, polls := 0, 0
 		for _, q := range w.requests(from) {
-			if _, addr, _, _ := q.req.Span(); addr == 500 {
+			switch _, addr, _, _ := q.req.Span(); {
+			case addr == 500:
 				asks++
-			} else {
+			case addr < 500:
 				polls++
 			}
 		}
