@@ -659,6 +659,41 @@ func TestUnasked(t *testing.T) {
 		time.Sleep(time.Minute)
 		want("after it has expired")
 
+		// While its device is away it is tried once a minute, and at once when
+		// that is back.
+		d.want("a", "5", `"verified"`)
+		away := true
+		var tries []time.Time
+		d.plant.write = func(id point.ID, _ point.Value) (bool, error) {
+			if away {
+				tries = append(tries, time.Now())
+				return false, modbus.ErrNotConnected
+			}
+			return true, nil
+		}
+		d.plant.mu.Lock()
+		d.plant.read = func(point.ID) error {
+			if away {
+				return modbus.ErrNotConnected
+			}
+			return nil
+		}
+		d.plant.values["boiler.hold"] = point.IntValue(1)
+		d.plant.last["boiler.hold"] = point.Sample{ID: "boiler.hold", Quality: point.Bad}
+		d.plant.mu.Unlock()
+		time.Sleep(time.Hour)
+		if len(tries) < 55 || len(tries) > 61 {
+			t.Errorf("%d tries in an hour", len(tries))
+		}
+		d.plant.mu.Lock()
+		away = false
+		d.plant.last["boiler.hold"] = point.Sample{ID: "boiler.hold", Value: point.IntValue(1), Time: time.Now()}
+		d.plant.mu.Unlock()
+		time.Sleep(11 * time.Second)
+		want("back", "boiler.hold=5", "boiler.hold=5")
+		d.plant.write, d.plant.read = nil, nil
+		d.want("a", fmt.Sprintf(`{"value":5,"expires":"%s"}`, stamp(time.Now().Add(time.Second))), `"verified"`)
+
 		// Setup.
 		d.Online("boiler")
 		time.Sleep(time.Second)

@@ -25,6 +25,7 @@ const (
 const (
 	lossTick  = time.Second      // how often the uplinks are looked at
 	lossAgain = 10 * time.Second // before a value that could not be written is tried again
+	awayAgain = time.Minute      // before a held one is, of a point that has no value
 )
 
 // holding is a commanded value that is written again and again.
@@ -32,6 +33,7 @@ type holding struct {
 	value   point.Value // none: nothing is
 	expires time.Time   // zero: until the next order
 	next    time.Time
+	tried   time.Time
 	busy    bool
 }
 
@@ -169,6 +171,13 @@ func (d *Desk) own(ctx, grace context.Context, o Order) Result {
 	return r
 }
 
+// away reports whether a point was last found to have no value, mostly because
+// its device does not answer. To write to it again and again would fill the record.
+func (d *Desk) away(id point.ID) bool {
+	s, ok := d.o.Last(id)
+	return ok && s.Quality == point.Bad
+}
+
 // reassertDue writes a held value again if it is time, and returns when to look
 // again; zero: nothing is held.
 func (d *Desk) reassertDue(ctx, grace context.Context, p *place, now time.Time, work *sync.WaitGroup) time.Time {
@@ -183,7 +192,7 @@ func (d *Desk) reassertDue(ctx, grace context.Context, p *place, now time.Time, 
 		return time.Time{}
 	case h.busy || now.Before(h.next):
 		return h.next
-	case d.locked(p.point.ID) != "":
+	case d.locked(p.point.ID) != "", now.Sub(h.tried) < awayAgain && d.away(p.point.ID):
 		h.next = now.Add(p.point.Write.Reassert)
 		return h.next
 	}
@@ -197,7 +206,7 @@ func (d *Desk) reassertDue(ctx, grace context.Context, p *place, now time.Time, 
 	if !ok {
 		return h.next
 	}
-	h.busy = true
+	h.busy, h.tried = true, now
 	value, serial := h.value, p.newest
 	work.Go(func() { // ends with the write
 		d.reassert(ctx, grace, p, t, value, serial)
