@@ -210,6 +210,7 @@ type Desk struct {
 	noting   chan struct{}                         // a token for each record on its way that nobody waits for
 	ended    atomic.Bool                           // nothing is recorded any more
 	refusals limiter                               // of their records
+	alerts   limiter                               // of the records of messages for the event log
 	lost     limiter                               // of what the log says of records that were not taken
 	reads    atomic.Int32                          // commands that read, under way
 	events   atomic.Int32                          // messages on their way to the event log

@@ -734,6 +734,19 @@ func TestEvents(t *testing.T) {
 		if want := []string{"alert alerts/storm secure the roof", "alert alerts/storm 0xff00"}; !slices.Equal(got, want) {
 			t.Errorf("recorded %q, want %q", got, want)
 		}
+
+		// A flood: most are counted only.
+		time.Sleep(time.Minute)
+		for i := range 1000 {
+			d.send("alerts/storm", fmt.Sprint(i))
+		}
+		time.Sleep(time.Minute)
+		d.send("alerts/storm", "last")
+		time.Sleep(time.Second)
+		all := d.records()
+		if last := all[len(all)-1]; len(all) != 2+eventsPerMinute+1 || last.Reason != "400 more came before and were not kept" {
+			t.Errorf("%d records, the last %+v", len(all), last)
+		}
 	})
 }
 

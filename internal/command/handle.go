@@ -296,13 +296,21 @@ func (d *Desk) event(m message) (safe <-chan struct{}) {
 	rec := audit.Record{
 		Event: m.command.Event, By: m.sender(), Via: m.from.Via, Point: m.Topic, Value: cut(m.Payload),
 	}
+	ok, skipped := d.alerts.allow(eventsPerMinute, time.Minute)
+	if !ok {
+		d.lostRecord(rec, fmt.Errorf("%d messages for the event log came within a minute", eventsPerMinute))
+		return nil
+	}
+	if skipped > 0 {
+		rec.Reason = fmt.Sprintf("%d more came before and were not kept", skipped)
+	}
 	if d.events.Add(1) > maxEvents {
 		d.events.Add(-1)
 		d.lostRecord(rec, fmt.Errorf("%d messages for the event log wait already", maxEvents))
 		return nil
 	}
 	done := make(chan struct{})
-	ok := d.submit(func(_, grace context.Context) {
+	ok = d.submit(func(_, grace context.Context) {
 		defer close(done)
 		defer d.events.Add(-1)
 		if err := d.append(grace, rec); err != nil {

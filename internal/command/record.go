@@ -31,24 +31,27 @@ const (
 	// lostPerSecond bounds what the log says of them and of others when the disk
 	// takes none. All are counted.
 	lostPerSecond = 5
+	// eventsPerMinute bounds the messages that go to the event log, so that a
+	// flood of them does not push the writes out of the record.
+	eventsPerMinute = 600
 )
 
-// limiter bounds how often something is said in a second, and counts what is
-// not. The zero value is ready.
+// limiter bounds how often something is said, and counts what is not. The zero
+// value is ready.
 type limiter struct {
 	mu      sync.Mutex
-	second  int64
+	span    int64 // of those counted, numbered since 1970
 	count   int
 	skipped int
 }
 
-// allow reports whether it may be said once more, and how often it was not since
-// it last was.
-func (l *limiter) allow(most int) (ok bool, skipped int) {
+// allow reports whether it may be said once more when that may be so many times
+// in a span of time, and how often it was not since it last was.
+func (l *limiter) allow(most int, in time.Duration) (ok bool, skipped int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now := time.Now().Unix(); now != l.second {
-		l.second, l.count = now, 0
+	if span := time.Now().UnixNano() / int64(in); span != l.span {
+		l.span, l.count = span, 0
 	}
 	if l.count++; l.count > most {
 		l.skipped++
@@ -141,7 +144,7 @@ func (d *Desk) append(ctx context.Context, r audit.Record) error {
 
 func (d *Desk) lostRecord(r audit.Record, err error) {
 	d.count.unrecorded.Add(1)
-	ok, skipped := d.lost.allow(lostPerSecond)
+	ok, skipped := d.lost.allow(lostPerSecond, time.Second)
 	if !ok {
 		return
 	}
@@ -172,7 +175,7 @@ func (d *Desk) noteRefusal(r audit.Record) {
 	if d.ended.Load() {
 		return // the gateway is stopping, and who asked has been told
 	}
-	ok, skipped := d.refusals.allow(refusalsPerSecond)
+	ok, skipped := d.refusals.allow(refusalsPerSecond, time.Second)
 	if !ok {
 		return
 	}
