@@ -436,12 +436,14 @@ func TestEmergencyGoesOn(t *testing.T) {
 		}
 		d.plant.delay["boiler"] = 0
 		n := 0
+		d.plant.mu.Lock()
 		d.plant.write = func(point.ID, point.Value) (bool, error) {
 			if n++; n < 3 {
 				return false, modbus.ErrNotConnected
 			}
 			return true, nil
 		}
+		d.plant.mu.Unlock()
 		d.want("sure", "STOP", `"verified","point":"boiler.stop","value":true,"previous":true,"reason":"after 3 tries"`)
 		agree(t, d)
 	})
@@ -664,14 +666,14 @@ func TestUnasked(t *testing.T) {
 		d.want("a", "5", `"verified"`)
 		away := true
 		var tries []time.Time
-		d.plant.write = func(id point.ID, _ point.Value) (bool, error) {
+		d.plant.mu.Lock()
+		d.plant.write = func(point.ID, point.Value) (bool, error) {
 			if away {
 				tries = append(tries, time.Now())
 				return false, modbus.ErrNotConnected
 			}
 			return true, nil
 		}
-		d.plant.mu.Lock()
 		d.plant.read = func(point.ID) error {
 			if away {
 				return modbus.ErrNotConnected
@@ -682,16 +684,18 @@ func TestUnasked(t *testing.T) {
 		d.plant.last["boiler.hold"] = point.Sample{ID: "boiler.hold", Quality: point.Bad}
 		d.plant.mu.Unlock()
 		time.Sleep(time.Hour)
+		d.plant.mu.Lock()
 		if len(tries) < 55 || len(tries) > 61 {
 			t.Errorf("%d tries in an hour", len(tries))
 		}
-		d.plant.mu.Lock()
 		away = false
 		d.plant.last["boiler.hold"] = point.Sample{ID: "boiler.hold", Value: point.IntValue(1), Time: time.Now()}
 		d.plant.mu.Unlock()
 		time.Sleep(11 * time.Second)
 		want("back", "boiler.hold=5", "boiler.hold=5")
+		d.plant.mu.Lock()
 		d.plant.write, d.plant.read = nil, nil
+		d.plant.mu.Unlock()
 		d.want("a", fmt.Sprintf(`{"value":5,"expires":"%s"}`, stamp(time.Now().Add(time.Second))), `"verified"`)
 
 		// Setup.
