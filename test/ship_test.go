@@ -103,7 +103,7 @@ func TestInstall(t *testing.T) {
 // for ARM run: version, and the demonstration, with its serial line, 32-bit
 // arithmetic and all, under an emulator.
 func TestReleaseBuilds(t *testing.T) {
-	const most = 12 << 20
+	const most = 12_000_000
 	for _, target := range []struct {
 		arch, arm string
 		emulator  string // "": this machine

@@ -71,7 +71,7 @@ func TestLoadFaults(t *testing.T) {
 	const bus = "buses: {a: {tcp: \"127.0.0.1:0\"}, s: {serial: /tmp/x}}\n"
 	for _, c := range []struct{ name, text, want string }{
 		{"nothing", "", `f:1:1: plant: the file is empty; write buses and devices`},
-		{"no YAML", "a: [", `f:1:5: plant: this is not YAML`},
+		{"no YAML", "a: [", `f:1:4: plant: this is not YAML`},
 		{"a list", "- a", `f:1:1: plant: is not a map; write the keys of a plant`},
 		{"no devices", bus, `f:1:1: plant: a plant needs buses and devices`},
 		{"unknown key", bus + "devices: {}\nbusses: {}", `f:3:1: busses: is not a key of a plant; known: seed buses devices`},
