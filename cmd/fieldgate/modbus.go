@@ -30,8 +30,8 @@ URL names the wire:
   tcp://HOST:PORT                           Modbus TCP; the port is 502 by default
   rtu:///dev/ttyUSB0?mode=9600-8N1          a serial line, RTU; 19200-8E1 by default
   ascii:///dev/ttyUSB0?mode=9600-7E1        a serial line, ASCII
-  rtu+tcp://HOST:PORT                       RTU frames through a serial server
-  udp://HOST:PORT                           Modbus TCP frames in UDP`)
+  rtu+tcp://HOST:PORT                       RTU frames through a serial server; ascii+tcp:// too
+  udp://HOST:PORT                           Modbus TCP frames in UDP; rtu+udp:// and ascii+udp:// too`)
 	return f.group(ctx, a, []command{
 		{"read", "read values from a device", cmdModbusRead},
 		{"write", "write values to a device and read them back", cmdModbusWrite},
