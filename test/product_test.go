@@ -3,7 +3,6 @@ package test
 import (
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,17 +13,17 @@ import (
 	"time"
 
 	"fieldgate/internal/mqtt/mosquittotest"
+	"fieldgate/test/port"
 )
 
-// freePort returns a port on 127.0.0.1 that nobody uses now.
+// freePort returns a port on 127.0.0.1 that stays free until a program takes it.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	n, err := port.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	return n
 }
 
 // libmodbus starts a device made with libmodbus on a TCP port.

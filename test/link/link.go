@@ -4,9 +4,12 @@
 package link
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"sync"
+
+	"fieldgate/test/port"
 )
 
 // Link relays connections to one address. Make it with New.
@@ -20,7 +23,11 @@ type Link struct {
 
 // New returns an open link to the address to, HOST:PORT.
 func New(to string) (*Link, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	n, err := port.Free() // which nobody takes while the link is closed
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", n))
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,7 @@ import (
 	"time"
 
 	"fieldgate/test/child"
+	"fieldgate/test/port"
 )
 
 // patience is how long mosquitto may take to start, stop or deliver.
@@ -470,12 +471,11 @@ func (c *Certs) write(t testing.TB, name string, data []byte) string {
 
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	n, err := port.Free()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
+	return n
 }
 
 // lockedBuffer takes a process's output while a test reads it.
