@@ -19,7 +19,7 @@ import (
 
 // patience is how long anything that should happen at once may take on a
 // loaded machine.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // everybody is a broker on a free port of the loopback, for everybody.
 func everybody() config.Broker {

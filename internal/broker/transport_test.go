@@ -118,7 +118,7 @@ func TestMosquittoClients(t *testing.T) {
 					}
 					topic := fmt.Sprintf("m/%d/%d/%d", i, listener, qos)
 					run("mosquitto_pub", append(at, "-t", topic, "-m", "retained", "-r")...)
-					got := run("mosquitto_sub", append(at, "-t", topic, "-C", "1", "-W", "10", "-F", "%p %q %r")...)
+					got := run("mosquitto_sub", append(at, "-t", topic, "-C", "1", "-W", "60", "-F", "%p %q %r")...)
 					if want := fmt.Sprintf("retained %d 1\n", qos); got != want {
 						t.Errorf("mosquitto_sub printed %q, want %q", got, want)
 					}
@@ -127,21 +127,34 @@ func TestMosquittoClients(t *testing.T) {
 		}
 	}
 	_, port, _ := net.SplitHostPort(b.Addrs()[0].String())
-	// 1000 lines, as published by one client to another, in order.
-	sub := exec.Command("mosquitto_sub", "-h", "127.0.0.1", "-p", port, "-V", "mqttv5", "-q", "1", "-t", "many", "-C", "1000", "-W", "20")
+	// 1000 lines, as published by one client to another, in order; never more at
+	// once than may wait for a client that the machine has no time for.
+	sub := exec.Command("mosquitto_sub", "-h", "127.0.0.1", "-p", port, "-V", "mqttv5", "-q", "1", "-t", "many", "-C", "1000", "-W", "60")
 	var out bytes.Buffer
 	sub.Stdout = &out
 	if err := sub.Start(); err != nil {
 		t.Fatal(err)
 	}
 	wait(t, "it has subscribed", func() bool { return b.Stats().Subscriptions == 1 })
+	pub := exec.Command("mosquitto_pub", "-h", "127.0.0.1", "-p", port, "-q", "1", "-t", "many", "-l")
+	in, err := pub.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pub.Start(); err != nil {
+		t.Fatal(err)
+	}
 	var lines strings.Builder
+	before := b.Stats().Out
 	for i := range 1000 {
 		fmt.Fprintln(&lines, i)
+		fmt.Fprintln(in, i)
+		if n := uint64(i + 1); n%(writesPending/2) == 0 {
+			wait(t, "half of what may wait is sent", func() bool { return b.Stats().Out-before >= n })
+		}
 	}
-	pub := exec.Command("mosquitto_pub", "-h", "127.0.0.1", "-p", port, "-q", "1", "-t", "many", "-l")
-	pub.Stdin = strings.NewReader(lines.String())
-	if err := pub.Run(); err != nil {
+	_ = in.Close()
+	if err := pub.Wait(); err != nil {
 		t.Fatal(err)
 	}
 	if err := sub.Wait(); err != nil || out.String() != lines.String() {
