@@ -197,7 +197,7 @@ type story struct {
 }
 
 // storyPatience is how long a step may wait.
-const storyPatience = 10 * time.Second
+const storyPatience = 30 * time.Second
 
 // exchange is a request and what came after it.
 type exchange struct {

@@ -354,7 +354,7 @@ devices:
 					t.Errorf("%s\nprints %q, exit code %d, want %q, %d\n%s", tt.args, out, code, tt.out, tt.code, errs)
 				}
 			}
-			out, errs, code := inProcess([]string{"modbus", "scan", "units", url, "5-9", "--timeout", "50ms"})
+			out, errs, code := inProcess([]string{"modbus", "scan", "units", url, "5-9", "--timeout", "250ms"})
 			if code != 0 || !strings.Contains(out, "unit 7  ok") || strings.Count(out, "unit ") != 1 || !strings.Contains(out, "mode: 115200-8N1") {
 				t.Errorf("scan units: exit code %d\n%s%s", code, out, errs)
 			}

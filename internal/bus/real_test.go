@@ -141,7 +141,7 @@ func TestRealLines(t *testing.T) {
 				t.Errorf("%d writes were confirmed", confirmed)
 			}
 			// The device that was away is read again soon.
-			deadline := time.Now().Add(10 * time.Second)
+			deadline := time.Now().Add(30 * time.Second)
 			for {
 				mu.Lock()
 				missing := 0

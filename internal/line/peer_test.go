@@ -301,7 +301,7 @@ func run(t testing.TB, l *Line) (stop func()) {
 				if err != nil {
 					t.Errorf("Run = %v, want nil", err)
 				}
-			case <-time.After(5 * time.Second):
+			case <-time.After(20 * time.Second):
 				t.Error("Run does not end")
 			}
 		})
@@ -383,7 +383,7 @@ func (d *device) last() *peer {
 // eventually waits for a condition that another goroutine brings about.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for limit := time.Now().Add(5 * time.Second); !f(); time.Sleep(time.Millisecond) {
+	for limit := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
 		if time.Now().After(limit) {
 			t.Fatalf("%s: not within 5 s", what)
 		}

@@ -17,7 +17,7 @@ import (
 )
 
 // patience bounds what should happen at once.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // serve starts s on a fresh listener and stops it with the test.
 func serve(t *testing.T, s *Server, f Framing) (addr string) {

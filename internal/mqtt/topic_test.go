@@ -286,7 +286,7 @@ func offer(t *testing.T, b *mosquittotest.Broker, kind byte, text string) bool {
 		t.Fatal(err)
 	}
 	defer func() { _ = conn.Close() }()
-	_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(20 * time.Second))
 	field := binary.BigEndian.AppendUint16(nil, uint16(len(text)))
 	field = append(field, text...)
 	var body []byte

@@ -79,7 +79,7 @@ func reading(c *clock.Clock, i int) mqtt.Message {
 
 func take(t *testing.T, q *Queue, n int) []Entry {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	var all []Entry
 	for len(all) < n {

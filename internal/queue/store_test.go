@@ -114,7 +114,7 @@ func (r *running) sync() {
 // all takes n messages out and returns their payloads.
 func (r *running) all(n int) (got []string) {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(r.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Minute)
 	defer cancel()
 	for len(got) < n {
 		entries, err := r.Next(ctx, min(64, n-len(got)))
@@ -141,7 +141,7 @@ func numbered(t testing.TB, got []string, from int) {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); {
+	for deadline := time.Now().Add(time.Minute); !ok(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("not within 10s: %s", what)
 		}
@@ -695,7 +695,7 @@ func TestCloseBesideAHungDisk(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("Close waits for the disk")
 	}
 	if err := tx.Rollback(); err != nil {

@@ -22,7 +22,7 @@ import (
 )
 
 // patience bounds what should happen at once.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // start runs a plant until the test ends.
 func start(t *testing.T, buses ...*Bus) *Plant {

@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long a test waits for what should come at once.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // settings are those of an uplink to url.
 func settings(urls ...string) config.Uplink {
@@ -82,7 +82,7 @@ func runIn(t testing.TB, dir string, cfg config.Uplink, change func(*Uplink)) *r
 		cancel()
 		select {
 		case <-ended:
-		case <-time.After(10 * time.Second):
+		case <-time.After(patience):
 			t.Error("Run does not return")
 		}
 		keep()

@@ -34,7 +34,7 @@ import (
 )
 
 // patience is how long mosquitto may take to start, stop or deliver.
-const patience = 10 * time.Second
+const patience = 30 * time.Second
 
 // Options says what the broker is like. The zero value is an open broker on
 // plain TCP.
@@ -343,8 +343,8 @@ func (b *Broker) Subscribe(filters []string, args ...string) *Subscriber {
 	return s
 }
 
-// Next returns the next n messages and fails the test if none comes for ten
-// seconds.
+// Next returns the next n messages and fails the test if none comes within
+// patience.
 func (s *Subscriber) Next(n int) []Received {
 	s.t.Helper()
 	i := 0
@@ -352,7 +352,7 @@ func (s *Subscriber) Next(n int) []Received {
 }
 
 // Until returns all messages up to and including the first that last says yes
-// to, and fails the test if none comes for ten seconds.
+// to, and fails the test if none comes within patience.
 func (s *Subscriber) Until(last func(Received) bool) []Received {
 	s.t.Helper()
 	var got []Received
