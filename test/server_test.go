@@ -130,7 +130,7 @@ servers:
 	until(plc, "-t 3 -r 4 -c 1", "0")
 
 	audited, _, code := run(t, "audit", "ls", "--data", filepath.Join(dir, "data"))
-	for _, want := range []string{"verified  boiler.set = 55.5 (was 50)  by 127.0.0.1  via modbus", "rejected  boiler.set  by 127.0.0.1  via modbus: 100 is above the most, 90", "plc unit 2 = 06 00 64 00 46  by 127.0.0.1  via modbus"} {
+	for _, want := range []string{"verified  boiler.set = 55.5 (was 50)  by 127.0.0.1  via modbus", "rejected  boiler.set = 100  by 127.0.0.1  via modbus: 100 is above the most, 90", "plc unit 2 = 06 00 64 00 46  by 127.0.0.1  via modbus"} {
 		if code != 0 || !strings.Contains(audited, want) {
 			t.Errorf("the audit record lacks %q:\n%s", want, audited)
 		}
