@@ -30,7 +30,7 @@ Exit code 0: it can run; there may be warnings. 2: it cannot.`)
 	if err := configArg(f, a, args); err != nil {
 		return err
 	}
-	cfg, topics, err := gateway.Load(a.config)
+	cfg, topics, err := gateway.LoadLayer(a.config, gateway.Layer(dataPath("")))
 	var faults config.Faults
 	if err != nil && !errors.As(err, &faults) {
 		return badConfig(err)

@@ -16,7 +16,7 @@ import (
 // reloader puts the configuration file to work anew whenever the gateway is sent
 // SIGHUP.
 type reloader struct {
-	path     string // of the file
+	source   *gateway.Source
 	gateway  *gateway.Gateway
 	notify   *systemd.Notifier
 	log      *slog.Logger
@@ -68,7 +68,7 @@ func (r *reloader) run(ctx context.Context, stop func()) {
 // reload reads the file and puts it to work, or says what is wrong with it and
 // changes nothing.
 func (r *reloader) reload(ctx context.Context) {
-	cfg, topics, err := gateway.Load(r.path)
+	cfg, topics, err := r.source.Load()
 	var faults config.Faults
 	if errors.As(err, &faults) {
 		for _, f := range faults {

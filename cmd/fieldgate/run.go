@@ -58,9 +58,6 @@ not changed there is not touched. One that is no good changes nothing.`)
 	least := new(slog.LevelVar)
 	least.Set(cfg.Log.Level)
 	log := newLog(a.stderr, cfg.Log.Format, least)
-	for _, w := range cfg.Warnings {
-		log.Warn("configuration", "warning", w.Error())
-	}
 	dir, err := dataDir(*data)
 	if err != nil {
 		return err
@@ -70,15 +67,31 @@ not changed there is not touched. One that is no good changes nothing.`)
 		return err
 	}
 	defer lock.Close()
+	source, err := gateway.NewSource(a.config, dir)
+	if err != nil {
+		log.Error("settings", "err", err)
+	}
+	if cfg.Settings != nil {
+		if cfg, topics, err = source.Load(); err != nil {
+			return badConfig(err) // the file has changed since
+		}
+		if *level == "" {
+			least.Set(cfg.Log.Level)
+		}
+	}
+	for _, w := range cfg.Warnings {
+		log.Warn("configuration", "warning", w.Error())
+	}
 	g, err := gateway.Open(cfg, topics, dir, programVersion(), log)
 	if err != nil {
 		return err
 	}
+	g.Follow(source)
 	notify := systemd.New(log)
 	log.Info("started", "version", programVersion(), "site", cfg.Site.ID,
 		"buses", len(cfg.Buses), "devices", len(cfg.Devices), "uplinks", len(cfg.Uplinks))
 	reload := reloader{
-		path: a.config, gateway: g, notify: notify, log: log, level: least, fixed: *level != "", format: cfg.Log.Format,
+		source: source, gateway: g, notify: notify, log: log, level: least, fixed: *level != "", format: cfg.Log.Format,
 		hangups: hangups, terminal: terminal,
 	}
 	cfg, topics = nil, nil // what only the start needs

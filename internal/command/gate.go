@@ -289,6 +289,10 @@ func (d *Desk) checkWrite(w Write) (checked, error) {
 	return c, nil
 }
 
+// Late says why an order comes too late, or too early, at the time now; "" if it
+// does not. clockSet says that our own clock is set.
+func (o *Order) Late(now time.Time, clockSet bool) string { return o.late(now, clockSet, false) }
+
 // late says why an order comes too late, or too early; "" if it does not. Of
 // an emergency only an end that it names itself counts, and not while our own
 // clock is in doubt.

@@ -81,3 +81,29 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// Whatever is sent as settings from afar, the file on site decides: what it does
+// not allow is not at work, and nothing breaks.
+func FuzzLayer(f *testing.F) {
+	f.Add(`{"devices.a.every": "5s", "site.id": "x"}`)
+	f.Add("devices.a: { every: 1s }\n")
+	f.Add(`{"devices.a.points.p.at": [1, {"x": null}], "devices": 3, "": 1}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		dir := t.TempDir()
+		path, layer := filepath.Join(dir, "f.yaml"), filepath.Join(dir, "layer.yaml")
+		base := "site: { id: s }\nbuses: { b: { tcp: 127.0.0.1:1 } }\ndevices: { a: { bus: b, unit: 3, points: { p: { at: holding 0 } } } }\nbroker: { anonymous: true }\nsettings: { from: local, allow: devices.a.every }\n"
+		if err := errors.Join(os.WriteFile(path, []byte(base), 0o600), os.WriteFile(layer, []byte(text), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Values(path, layer, []string{"devices.a.every", "site.id"}); err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := LoadLayer(path, layer)
+		if err != nil {
+			return
+		}
+		if cfg.Site.ID != "s" || len(cfg.Devices) != 1 || cfg.Devices[0].Unit != 3 || len(cfg.Devices[0].Points) != 1 {
+			t.Errorf("more than the interval has changed: %+v", cfg.Devices)
+		}
+	})
+}

@@ -18,11 +18,13 @@ import (
 //
 // Files that the configuration names - certificates, passwords - are not
 // opened: they may come and go. CheckFiles looks at them.
-func Load(path string) (*Config, error) {
-	l := newLoader()
+func Load(path string) (*Config, error) { return LoadLayer(path, "") }
+
+// read reads the main file and those of conf.d.
+func (l *loader) read(path string) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, Faults{{File: path, Text: readFault(err)}}
+		return Faults{{File: path, Text: readFault(err)}}
 	}
 	l.add(path, text)
 	dir := filepath.Join(filepath.Dir(path), "conf.d")
@@ -45,7 +47,7 @@ func Load(path string) (*Config, error) {
 			l.d.warnings = append(l.d.warnings, found{Fault: Fault{File: name, Text: "is not read; rename it to end in .yaml, or remove it"}})
 		}
 	}
-	return l.finish()
+	return nil
 }
 
 // readFault says why a file cannot be read, without the path, which stands

@@ -82,6 +82,7 @@ func (r *resolver) resolve() *Config {
 	r.section("command_rules", r.lock)
 	r.section("uplinks", r.bridgedCommands)
 	r.section("web", r.web)
+	r.section("settings", r.settingsKey)
 	r.cfg.Status = r.raw.status
 	r.cfg.Status.Topic = r.fillIn(r.raw.status.Topic, "")
 	r.cfg.Log = r.raw.log

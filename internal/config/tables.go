@@ -51,6 +51,7 @@ type (
 		web     rawWeb
 		log     Log
 
+		settings     *rawSettings
 		commands     []rawCommand
 		commandRules CommandRules
 	}
@@ -192,6 +193,7 @@ func newTables() *tables {
 		key("log", func(c *rawConfig) *Log { return &c.log }, log, "The log.").def("{}").aka("logging", "logger"),
 		key("commands", func(c *rawConfig) *[]rawCommand { return &c.commands }, list(located(newCommand(t), func(c *rawCommand) **node { return &c.at }), "commands"), "Messages that ask for a write, a read or a note.").aka("subscriptions", "subscribe"),
 		key("command_rules", func(c *rawConfig) *CommandRules { return &c.commandRules }, newCommandRules(t), "Rules for all commands.").def("{}"),
+		key("settings", func(c *rawConfig) **rawSettings { return &c.settings }, settings(t), "What may be changed by messages. Default: nothing.").aka("remote", "update"),
 		later[rawConfig]("alarms", "Limits and their messages."),
 		key("servers", func(c *rawConfig) *[]rawServer { return &c.servers }, list(located(newServer(t), func(s *rawServer) **node { return &s.at }), "servers"), "Modbus servers for local PLCs.").aka("server", "slave", "modbus_server"),
 		later[rawConfig]("tests", "Golden cases."),

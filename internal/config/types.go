@@ -24,6 +24,7 @@ type Config struct {
 
 	Commands     []Command // in file order
 	CommandRules CommandRules
+	Settings     *Settings // nil: nothing is changed by messages
 
 	// Warnings are standing warnings: accepted, but someone should look
 	// (plain text passwords, mqtt:// to a host that is not loopback).

@@ -53,7 +53,7 @@ func (g *Gateway) connected(name string) bool {
 // subscriptions returns what the desk and the points in memory want of an
 // uplink, or the embedded broker.
 func (g *Gateway) subscriptions(a *assembly, name string) []uplink.Subscription {
-	subs := g.feeds(name)
+	subs := append(g.feeds(name), g.settings(a, name)...)
 	if a.desk.Desk == nil {
 		return subs
 	}

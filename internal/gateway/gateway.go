@@ -9,7 +9,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,18 +55,19 @@ type Gateway struct {
 	comings  comings
 	herald   *herald
 	siren    *siren
+	remote   *remote
 	lasting  lasting
 
 	now atomic.Pointer[assembly]
 
-	turn    sync.Mutex // held while parts are started, replaced or stopped
+	turn    chan struct{} // holds a token while parts are started, replaced or stopped
 	parts   *group.Group
 	taps    []*tap
 	running bool
 }
 
 // lasting is the parts that are the same in every assembly.
-type lasting struct{ clock, status, alarms, virtual *group.Part }
+type lasting struct{ clock, status, alarms, virtual, settings *group.Part }
 
 // assembly is what is made of one configuration. It does not change once it is at
 // work. The next one takes over what has the same settings there.
@@ -75,7 +75,9 @@ type assembly struct {
 	status   config.Status
 	alarms   string // topic of alarms, before the severity
 	warnings []string
-	memory   []config.Device // the virtual ones
+	settings *config.Settings // nil: nothing is changed by messages
+	maxAge   time.Duration    // of messages with a timestamp
+	memory   []config.Device  // the virtual ones
 	points   int
 
 	audit   *audit.Log // nil: nothing can be written
@@ -156,14 +158,16 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	g := &Gateway{
 		log: log, version: version, dir: dir, start: time.Now(),
 		clock: clock.Open(dir, part(log, "clock", "")), pipeline: pipeline.New(),
-		image: regmap.NewImage(nil), scratch: new(bus.Scratch), plant: new(plant), parts: group.New(log),
+		image: regmap.NewImage(nil), scratch: new(bus.Scratch), plant: new(plant), parts: group.New(log), turn: make(chan struct{}, 1),
 	}
 	g.herald, g.siren = newHerald(g), newSiren(g)
+	g.remote = &remote{gateway: g, inbox: make(chan request, remoteWaits), answers: make(map[string]remoteAnswer)}
 	g.plant.virtual = virtual.New(cfg.Devices, dir, g.pipeline.Emit, part(log, "virtual", ""))
 	g.plant.virtual.Clock = g.clock
 	g.lasting = lasting{
 		clock: group.NewPart("clock", g.clock.Run), status: group.NewPart("status", g.herald.run),
 		alarms: group.NewPart("alarms", g.siren.run), virtual: group.NewPart("virtual", g.plant.virtual.Run),
+		settings: group.NewPart("settings", g.remote.run),
 	}
 	g.now.Store(new(assembly))
 	next, err := g.assemble(cfg, topics)
@@ -184,6 +188,7 @@ func (g *Gateway) assemble(cfg *config.Config, topics []publish.Topic) (next *as
 	was := g.now.Load()
 	next = &assembly{
 		status: cfg.Status, alarms: alarmTopic(cfg.Site), audit: was.audit, desk: was.desk,
+		settings: cfg.Settings, maxAge: cfg.CommandRules.MaxAge,
 		sinks: make(map[string]mqtt.Sink), told: make(map[string]mqtt.Sink),
 	}
 	defer func() {
@@ -200,7 +205,7 @@ func (g *Gateway) assemble(cfg *config.Config, topics []publish.Topic) (next *as
 		next.points += len(d.Points)
 	}
 	next.memory = devices[""]
-	if was.audit == nil && (writable(cfg.Devices) || len(cfg.Commands) > 0 || passesWrites(cfg.Servers)) {
+	if was.audit == nil && (writable(cfg.Devices) || len(cfg.Commands) > 0 || cfg.Settings != nil || passesWrites(cfg.Servers)) {
 		if next.audit, err = audit.Open(g.dir, audit.Options{OnRecord: g.herald.record, Clock: g.clock}, part(g.log, "audit", "")); err != nil {
 			return next, err
 		}
@@ -263,7 +268,7 @@ func (g *Gateway) list(ways []way, a *assembly) []*group.Part {
 	if a.web.Server != nil {
 		parts = append(parts, a.web.part)
 	}
-	return parts
+	return append(parts, g.lasting.settings)
 }
 
 // part returns the log of one part, with its name on every line.
@@ -280,14 +285,14 @@ func part(log *slog.Logger, kind, name string) *slog.Logger {
 // to stop, and an error when a part failed in a way that only a fresh start
 // of the process can mend. It may be called once.
 func (g *Gateway) Run(ctx context.Context, ready func()) error {
-	g.turn.Lock()
+	g.turn <- struct{}{}
 	a := g.now.Load()
 	for _, name := range g.plant.virtual.Devices() {
 		g.herald.device(name, bus.Online) // as long as we are
 	}
 	g.parts.Start(g.list(a.ways, a)...)
 	g.running = true
-	g.turn.Unlock()
+	<-g.turn
 	ready()
 
 	var failed error
@@ -296,8 +301,8 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	case failed = <-g.parts.Failed():
 		g.log.Error("part failed, stopping", "err", failed)
 	}
-	g.turn.Lock() // a reload that is under way ends soon, with its own context
-	defer g.turn.Unlock()
+	g.turn <- struct{}{} // a reload that is under way ends soon, with its own context
+	defer func() { <-g.turn }()
 	g.running = false
 	if err := g.parts.Stop(context.Background(), stopLimit); err != nil {
 		g.log.Error("stop", "err", err)

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -15,8 +16,30 @@ import (
 // finds nothing a warning. The topics that come of that are for Open and
 // MakePlan. Everything that runs or checks a configuration comes through here,
 // so "check" and "run" never disagree.
-func Load(path string) (*config.Config, []publish.Topic, error) {
-	cfg, err := config.Load(path)
+func Load(path string) (*config.Config, []publish.Topic, error) { return loadLayer(path, "") }
+
+// LoadLayer is Load with the settings that were changed from afar, in the file at
+// layer. Those that do not fit the configuration any more are left out, all of
+// them, with a warning: a gateway starts whatever was sent to it.
+func LoadLayer(path, layer string) (*config.Config, []publish.Topic, error) {
+	cfg, topics, with := loadLayer(path, layer)
+	if with == nil {
+		return cfg, topics, nil
+	}
+	cfg, topics, err := loadLayer(path, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	var faults config.Faults
+	if errors.As(with, &faults) {
+		with = faults[0]
+	}
+	cfg.Warnings = append(cfg.Warnings, config.Fault{File: layer, Text: "what was changed from afar does not fit the configuration and is not at work: " + with.Error()})
+	return cfg, topics, nil
+}
+
+func loadLayer(path, layer string) (*config.Config, []publish.Topic, error) {
+	cfg, err := config.LoadLayer(path, layer)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -64,8 +64,12 @@ var ErrNotRunning = errors.New("the gateway does not run")
 // Nothing that is read is lost. A queue that is gone stays on disk. When ctx ends,
 // nobody is waited for any more.
 func (g *Gateway) Reload(ctx context.Context, cfg *config.Config, topics []publish.Topic) (Changes, error) {
-	g.turn.Lock()
-	defer g.turn.Unlock()
+	select {
+	case g.turn <- struct{}{}:
+		defer func() { <-g.turn }()
+	case <-ctx.Done():
+		return Changes{}, ctx.Err()
+	}
 	if !g.running {
 		return Changes{}, ErrNotRunning
 	}

@@ -18,6 +18,7 @@ package yamltree
 import (
 	"fmt"
 	"sort"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -298,6 +299,87 @@ func (s *Set) merge(a, b *Node, path []string, clashes *[]Clash) *Node {
 		}
 	}
 	return out
+}
+
+// Put returns the tree root, a map or nil, with the value v at a path of keys: in
+// place of what is there, or new. What is no map on the way gives way to one. key
+// stands for the places of keys that are new. root may not be used on its own
+// afterwards.
+func (s *Set) Put(root *Node, path []string, key, v *Node) *Node {
+	// A copy, since a map with an anchor may stand in other places too.
+	out := s.node(Map, key.source, int(key.off))
+	tail := &out.first
+	add := func(k, v *Node) {
+		nk, nv := s.node(0, 0, 0), s.node(0, 0, 0)
+		*nk, *nv = *k, *v
+		nk.next, nv.next = nv, nil
+		*tail, tail = nk, &nv.next
+	}
+	below := func(n *Node) *Node {
+		if len(path) == 1 {
+			return v
+		}
+		return s.Put(n, path[1:], key, v)
+	}
+	found := false
+	if root != nil && root.Kind == Map {
+		out.source, out.off = root.source, root.off
+		for k := root.first; k != nil; k = k.next.next {
+			if found || k.Text != path[0] {
+				add(k, k.next)
+				continue
+			}
+			found = true
+			add(k, below(k.next.resolve()))
+		}
+	}
+	if !found {
+		k := s.node(Scalar, key.source, int(key.off))
+		k.Text = path[0]
+		add(k, below(nil))
+	}
+	return out
+}
+
+// Find returns the value at a path of keys, nil if there is none.
+func (n *Node) Find(path []string) *Node {
+	for _, key := range path {
+		if _, n = n.Get(key); n == nil {
+			return nil
+		}
+	}
+	return n
+}
+
+// AppendFlow appends n as YAML in one line.
+func (n *Node) AppendFlow(b []byte) []byte {
+	switch n.Kind {
+	case Map:
+		b = append(b, '{')
+		for k, v := range n.Entries {
+			if b[len(b)-1] != '{' {
+				b = append(b, ", "...)
+			}
+			b = v.AppendFlow(append(k.AppendFlow(b), ": "...))
+		}
+		return append(b, '}')
+	case List:
+		b = append(b, '[')
+		for v := range n.Items {
+			if b[len(b)-1] != '[' {
+				b = append(b, ", "...)
+			}
+			b = v.AppendFlow(b)
+		}
+		return append(b, ']')
+	}
+	if n.Style() == Plain {
+		if n.IsNull() {
+			return append(b, "null"...)
+		}
+		return append(b, n.Text...)
+	}
+	return strconv.AppendQuote(b, n.Text)
 }
 
 // Unquoted returns a scalar at the same place with the same text, as if it had
