@@ -254,7 +254,9 @@ broker: { listen: ["mqtt://127.0.0.1:%d"], anonymous: true, persist: false }
 	}
 	for _, d := range lost {
 		sub.waitLast("fieldgate/plant/device/"+d+"/state", "offline")
-		gw.log.wait(t, d+" offline, in the log", func(string) bool { return len(gw.logLines("device offline", "device="+d)) > 0 })
+	}
+	for _, words := range [][]string{{"device=meter", "no response"}, {"line plc", "connection refused"}, {"line usb", "no such file or directory"}} {
+		gw.log.wait(t, fmt.Sprintf("%q", words), func(string) bool { return len(gw.logLines(words...)) > 0 })
 	}
 	gw.quiet("devices that stay away", func() { sub.waitMore("plant/press/v", 20) })
 	gw.wantLine("level=WARN", "device=meter", "no response")
