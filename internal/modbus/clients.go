@@ -164,10 +164,14 @@ func hostOf(a net.Addr) string {
 
 // session is one connection of a client.
 type session struct {
-	conn  net.Conn
-	tally *tally
-	since time.Time
-	last  atomic.Int64 // when its newest whole request came, nanoseconds after since; 0: none yet
+	conn   net.Conn // nil: it is one of many
+	from   net.Addr
+	hangUp func() // ends the connection, whoever serves it
+	tally  *tally
+	since  time.Time
+	last   atomic.Int64 // when its newest whole request came, nanoseconds after since; 0: none yet
+
+	one // of many
 }
 
 // How long a connection may say nothing before another may take its place when
@@ -214,8 +218,7 @@ func (s *sessions) enter(c *session, limit int) (entered bool, instead *session)
 }
 
 // came notes a whole frame of n bytes.
-func (c *session) came(n int) {
-	now := time.Now()
+func (c *session) came(n int, now time.Time) {
 	c.last.Store(max(int64(now.Sub(c.since)), 1))
 	c.tally.came(n, now)
 }

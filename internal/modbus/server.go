@@ -112,6 +112,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, f Framing) error {
 	defer context.AfterFunc(running, func() { l.Close() })()
 	defer l.Close()
 
+	many := s.many(f)
 	refusing, failing := false, false
 	for {
 		conn, err := l.Accept()
@@ -134,18 +135,26 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, f Framing) error {
 			continue
 		}
 		failing = false
-		c := &session{conn: conn, since: time.Now()}
+		c := &session{conn: conn, from: conn.RemoteAddr(), since: time.Now(), hangUp: func() { conn.Close() }}
+		shared := many.take(running, &open, c)
 		if reason := s.admit(c); reason != "" {
 			s.counters.refused.Add(1) // first: a client that sees the end finds it counted
-			conn.Close()
+			c.hangUp()
+			if shared {
+				c.socket.Close()
+			}
 			if !refusing {
-				s.log().Warn("client refused", "client", conn.RemoteAddr().String(), "reason", reason)
+				s.log().Warn("client refused", "client", c.from.String(), "reason", reason)
 			}
 			refusing = true
 			continue
 		}
 		refusing = false
 		s.counters.accepted.Add(1)
+		if shared {
+			many.begin(running, c)
+			continue
+		}
 		open.Go(func() { // ends when the client leaves, is idle, or running ends
 			defer s.sessions.leave(c)
 			s.serve(running, c, f)
@@ -155,14 +164,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener, f Framing) error {
 
 // admit counts a new connection in and returns "", or says why it must go.
 func (s *Server) admit(c *session) string {
-	if !s.allowed(c.conn.RemoteAddr()) {
+	if !s.allowed(c.from) {
 		return "not in the allow list"
 	}
 	limit := s.maxClients()
 	entered, instead := s.sessions.enter(c, limit)
 	if instead != nil {
 		s.counters.evicted.Add(1)
-		instead.conn.Close()
+		instead.hangUp()
 	}
 	if !entered {
 		return fmt.Sprintf("%d clients are connected already", limit)
@@ -200,12 +209,8 @@ func (s *Server) serve(ctx context.Context, c *session, f Framing) {
 	conn := c.conn
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	host := hostOf(conn.RemoteAddr())
-	c.tally = s.tallies.get(host)
-	c.tally.conns.Add(1)
+	ctx = s.connected(ctx, c)
 	defer c.tally.conns.Add(-1)
-	ctx = WithClient(ctx, host)
-	s.log().Debug("client connected", "client", conn.RemoteAddr().String())
 	step := s.stepTCP
 	switch f {
 	case FramingRTU:
@@ -214,7 +219,7 @@ func (s *Server) serve(ctx context.Context, c *session, f Framing) {
 		step = s.stepASCII
 	}
 	// One frame always fits, so that a reader may peek at a whole one.
-	in, out := bufio.NewReaderSize(conn, MaxASCII), make([]byte, 0, maxJoined)
+	in, out := bufio.NewReaderSize(conn, MaxASCII), make([]byte, 0, MaxASCII)
 	limits := limits{conn: conn, idle: s.idle()}
 	for {
 		if err := limits.request(); err != nil {
@@ -222,7 +227,7 @@ func (s *Server) serve(ctx context.Context, c *session, f Framing) {
 		}
 		answer, err := step(ctx, c, in, out)
 		if err != nil {
-			s.log().Debug("client gone", "client", conn.RemoteAddr().String(), "err", err)
+			s.log().Debug("client gone", "client", c.from.String(), "err", err)
 			return
 		}
 		if len(answer) == 0 {
@@ -233,10 +238,19 @@ func (s *Server) serve(ctx context.Context, c *session, f Framing) {
 			return
 		}
 		if _, err := conn.Write(answer); err != nil {
-			s.log().Debug("client gone", "client", conn.RemoteAddr().String(), "err", err)
+			s.log().Debug("client gone", "client", c.from.String(), "err", err)
 			return
 		}
 	}
+}
+
+// connected notes a new client, and returns the context of its requests.
+func (s *Server) connected(ctx context.Context, c *session) context.Context {
+	host := hostOf(c.from)
+	c.tally = s.tallies.get(host)
+	c.tally.conns.Add(1)
+	s.log().Debug("client connected", "client", c.from.String())
+	return WithClient(ctx, host)
 }
 
 // limits keeps the deadlines of a connection. To set one costs more than to
@@ -279,57 +293,27 @@ func (s *Server) idle() time.Duration {
 	return s.Idle
 }
 
-// Quick is an Endpoint that knows which requests it answers at once, without
-// waiting for anything.
-type Quick interface {
-	Endpoint
-	Quick(unit UnitID, req PDU) bool
-}
-
-// maxJoined bounds the answers that leave together, in bytes.
-const maxJoined = 16 * MaxTCP
-
 // stepTCP reads one MBAP frame and returns what to answer, appended to out.
-// Frames that have come already and are answered at once are answered together,
-// since to write costs more than to answer.
 func (s *Server) stepTCP(ctx context.Context, c *session, in *bufio.Reader, out []byte) ([]byte, error) {
-	for {
-		hdr, err := in.Peek(MBAPLen)
-		if err != nil {
-			return nil, err
-		}
-		tx, n, unit, err := ParseMBAP(hdr)
-		if err != nil {
-			s.badFrame(c.tally)
-			return nil, err
-		}
-		adu, err := in.Peek(MBAPLen + n)
-		if err != nil {
-			return nil, err
-		}
-		c.came(len(adu))
-		if resp := s.answerTCP(ctx, c.tally, unit, PDU(adu[MBAPLen:])); len(resp) > 0 {
-			out = AppendTCP(out, tx, unit, resp)
-		}
-		if _, err := in.Discard(MBAPLen + n); err != nil || !s.joins(in) || len(out) > maxJoined-MaxTCP {
-			return out, err
-		}
+	hdr, err := in.Peek(MBAPLen)
+	if err != nil {
+		return nil, err
 	}
-}
-
-// joins reports whether another whole frame has come that is answered at once.
-func (s *Server) joins(in *bufio.Reader) bool {
-	quick, ok := s.Endpoint.(Quick)
-	if !ok || in.Buffered() < MBAPLen+1 {
-		return false
+	tx, n, unit, err := ParseMBAP(hdr)
+	if err != nil {
+		s.badFrame(c.tally)
+		return nil, err
 	}
-	hdr, _ := in.Peek(MBAPLen) // it is there
-	_, n, unit, err := ParseMBAP(hdr)
-	if err != nil || in.Buffered() < MBAPLen+n {
-		return false
+	adu, err := in.Peek(MBAPLen + n)
+	if err != nil {
+		return nil, err
 	}
-	adu, _ := in.Peek(MBAPLen + n)
-	return quick.Quick(unit, PDU(adu[MBAPLen:]))
+	c.came(len(adu), time.Now())
+	if resp := s.answerTCP(ctx, c.tally, unit, PDU(adu[MBAPLen:])); len(resp) > 0 {
+		out = AppendTCP(out, tx, unit, resp)
+	}
+	_, err = in.Discard(MBAPLen + n)
+	return out, err
 }
 
 // stepRTU reads one RTU frame from a stream, in which silence means nothing:
@@ -361,7 +345,7 @@ func (s *Server) stepRTU(ctx context.Context, c *session, in *bufio.Reader, out 
 		s.badFrame(c.tally)
 		return nil, err
 	}
-	c.came(n)
+	c.came(n, time.Now())
 	if resp := s.answerSerial(ctx, c.tally, s.Units, unit, req); len(resp) > 0 {
 		out = AppendRTU(out, unit, resp)
 	}
@@ -392,7 +376,7 @@ func (s *Server) stepASCII(ctx context.Context, c *session, in *bufio.Reader, ou
 		}
 		return nil, err
 	}
-	c.came(len(line))
+	c.came(len(line), time.Now())
 	return s.answerASCII(ctx, c.tally, s.Units, line, out), nil
 }
 
@@ -516,14 +500,21 @@ func (u *datagrams) answer(ctx context.Context, t *tally, from net.Addr, b []byt
 
 // answerTCP answers a request with the unit rules of Modbus TCP.
 func (s *Server) answerTCP(ctx context.Context, t *tally, unit UnitID, req PDU) PDU {
-	if s.Default != 0 && (unit == 0 || unit == 255) && (s.Units == nil || !s.Units(unit)) {
-		unit = s.Default
-	}
-	if s.Units != nil && !s.Units(unit) {
+	unit, ours := s.unit(unit)
+	if !ours {
 		t.exception(GatewayTargetNoResponse)
 		return ExceptionResponse(req.Function(), GatewayTargetNoResponse)
 	}
 	return s.answer(ctx, t, unit, req)
+}
+
+// unit returns the unit that a request of Modbus TCP is for, and whether it is one
+// of ours.
+func (s *Server) unit(unit UnitID) (of UnitID, ours bool) {
+	if s.Default != 0 && (unit == 0 || unit == 255) && (s.Units == nil || !s.Units(unit)) {
+		unit = s.Default
+	}
+	return unit, s.Units == nil || s.Units(unit)
 }
 
 // answerSerial answers a request with the unit rules of serial lines: nobody
@@ -565,10 +556,15 @@ func (s *Server) answer(ctx context.Context, t *tally, unit UnitID, req PDU) PDU
 	if ctx.Err() != nil {
 		return nil // we are going; the client will see the connection end
 	}
+	return ExceptionResponse(req.Function(), s.exception(t, err))
+}
+
+// exception counts and returns the exception that an error is answered with.
+func (s *Server) exception(t *tally, err error) Exception {
 	e := ExceptionFor(err)
 	s.counters.exceptions.Add(1)
 	t.exception(e)
-	return ExceptionResponse(req.Function(), e)
+	return e
 }
 
 func (s *Server) badFrame(t *tally) {

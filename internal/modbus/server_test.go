@@ -551,7 +551,7 @@ func FuzzServerStream(f *testing.F) {
 		served := make(chan struct{})
 		go func() { // ends when ours is closed
 			defer close(served)
-			s.serve(context.Background(), &session{conn: theirs, since: time.Now()}, fr)
+			s.serve(context.Background(), &session{conn: theirs, from: theirs.RemoteAddr(), since: time.Now()}, fr)
 		}()
 		go func() { // ends with the bytes, or when the server hangs up
 			defer ours.Close()

@@ -1,13 +1,15 @@
 // Package quick makes TCP connections cheap to use for a process that sleeps most
 // of the time. It is nothing but that: it opens nothing, and knows no protocol.
 //
-// Conn is all there is. What it returns reads and writes by system calls that
-// Go's scheduler is not told of. They never block, for the socket is
-// non-blocking and the runtime's poller does the waiting. Of the usual ones, the
-// first after a sleep wakes the runtime's monitor thread, which then looks every
-// 20 µs, for some milliseconds, whether a thread is stuck. A gateway that polls a
-// hundred devices a second, in a few bursts, spent a sixth of its processor time
-// on that, and a single request costs a quarter less without.
+// What Conn returns reads and writes by system calls that Go's scheduler is not
+// told of. They never block, for the socket is non-blocking and the runtime's
+// poller does the waiting. Of the usual ones, the first after a sleep wakes the
+// runtime's monitor thread, which then looks every 20 µs, for some milliseconds,
+// whether a thread is stuck. A gateway that polls a hundred devices a second, in
+// a few bursts, spent a sixth of its processor time on that, and a single request
+// costs a quarter less without.
+//
+// A Poller serves many connections in one goroutine.
 package quick
 
 import (

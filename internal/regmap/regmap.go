@@ -206,6 +206,11 @@ func (m *Map) Quick(unit modbus.UnitID, req modbus.PDU) bool {
 	return m.pass[unit] == nil && f >= modbus.ReadCoils && f <= modbus.ReadInputRegisters
 }
 
+// AppendQuick implements modbus.Quick.
+func (m *Map) AppendQuick(ctx context.Context, dst []byte, _ modbus.UnitID, req modbus.PDU) ([]byte, error) {
+	return m.read(ctx, dst, req)
+}
+
 // Do implements modbus.Endpoint. Whose request it is, modbus.Client tells by ctx.
 func (m *Map) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
 	if bus := m.pass[unit]; bus != nil {
@@ -213,7 +218,7 @@ func (m *Map) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbu
 	}
 	switch f := req.Function(); f {
 	case modbus.ReadCoils, modbus.ReadDiscreteInputs, modbus.ReadHoldingRegisters, modbus.ReadInputRegisters:
-		return m.read(ctx, req)
+		return m.read(ctx, nil, req)
 	case modbus.ReadWriteRegisters:
 		// The write comes first (APP 6.17), but not when the read is refused.
 		t, addr, n, _ := req.Span()
@@ -304,8 +309,8 @@ func (m *Map) find(ctx context.Context, f modbus.FunctionCode, t modbus.Table, a
 	return run{all[i:j], m.tables[t].entries[i:j]}, nil
 }
 
-// read answers functions 1 to 4.
-func (m *Map) read(ctx context.Context, req modbus.PDU) (modbus.PDU, error) {
+// read appends the answer to functions 1 to 4 to dst.
+func (m *Map) read(ctx context.Context, dst []byte, req modbus.PDU) ([]byte, error) {
 	t, addr, n, _ := req.Span()
 	found, err := m.find(ctx, req.Function(), t, addr, n)
 	if err != nil {
@@ -317,20 +322,22 @@ func (m *Map) read(ctx context.Context, req modbus.PDU) (modbus.PDU, error) {
 	if err := m.load(found, words); err != nil {
 		return nil, err
 	}
-	if t.Bits() {
-		resp := make(modbus.PDU, 2+(n+7)/8)
-		resp[0], resp[1] = req[0], byte((n+7)/8)
-		for i, w := range words {
-			resp[2+i/8] |= byte(w&1) << (i % 8)
+	if !t.Bits() {
+		dst = append(slices.Grow(dst, 2+2*n), req[0], byte(2*n))
+		for _, w := range words {
+			dst = binary.BigEndian.AppendUint16(dst, w)
 		}
-		return resp, nil
+		return dst, nil
 	}
-	resp := make(modbus.PDU, 2+2*n)
-	resp[0], resp[1] = req[0], byte(2*n)
-	for i, w := range words {
-		binary.BigEndian.PutUint16(resp[2+2*i:], w)
+	dst = append(slices.Grow(dst, 2+(n+7)/8), req[0], byte((n+7)/8))
+	for i := 0; i < n; i += 8 {
+		var b byte
+		for k, w := range words[i:min(i+8, n)] {
+			b |= byte(w&1) << k
+		}
+		dst = append(dst, b)
 	}
-	return resp, nil
+	return dst, nil
 }
 
 // pending is an entry whose value is to be put into words.

@@ -28,6 +28,8 @@ type Server struct {
 	beat   health.Beat    // of what takes clients
 }
 
+var _ modbus.Quick = (*Server)(nil)
+
 // How long a serial port that cannot be opened is left alone before the next
 // try.
 const (
@@ -100,6 +102,15 @@ func (s *Server) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (mo
 
 // Quick implements modbus.Quick.
 func (s *Server) Quick(unit modbus.UnitID, req modbus.PDU) bool { return s.m.Load().Quick(unit, req) }
+
+// AppendQuick implements modbus.Quick.
+func (s *Server) AppendQuick(ctx context.Context, dst []byte, unit modbus.UnitID, req modbus.PDU) ([]byte, error) {
+	m := s.m.Load()
+	if !m.Quick(unit, req) {
+		return nil, modbus.ServerDeviceBusy // by the map before this it was
+	}
+	return m.AppendQuick(ctx, dst, unit, req)
+}
 
 // Name returns where the server listens, as the configuration has it.
 func (s *Server) Name() string { return s.cfg.Name }
