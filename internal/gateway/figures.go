@@ -1,6 +1,8 @@
 package gateway
 
 import (
+	"maps"
+	"slices"
 	"time"
 
 	"fieldgate/internal/command"
@@ -57,29 +59,38 @@ func commandStatus(s command.Stats) *CommandStatus {
 }
 
 func writeCommands(w *metrics.Writer, c CommandStatus) {
-	writeFigures(w, only(c), []figure[CommandStatus]{
-		{"fieldgate_command_received_total", metrics.Counter, "Commands, writes of PLCs and our own.", func(c CommandStatus) float64 { return float64(c.Received) }},
-		{"fieldgate_command_accepted_total", metrics.Counter, "Of them, let through by the checks.", func(c CommandStatus) float64 { return float64(c.Accepted) }},
-		{"fieldgate_command_duplicates_total", metrics.Counter, "Commands whose id was seen before, answered with the first answer.", func(c CommandStatus) float64 { return float64(c.Duplicates) }},
-		{"fieldgate_command_unchanged_total", metrics.Counter, "Commands not written because the device showed the value already.", func(c CommandStatus) float64 { return float64(c.Unchanged) }},
-		{"fieldgate_command_events_total", metrics.Counter, "Messages to the event log.", func(c CommandStatus) float64 { return float64(c.Events) }},
-		{"fieldgate_command_unrecorded_total", metrics.Counter, "Emergencies and outcomes that the disk did not take.", func(c CommandStatus) float64 { return float64(c.Unrecorded) }},
-		{"fieldgate_command_waiting", metrics.Gauge, "Commands under way.", func(c CommandStatus) float64 { return float64(c.Waiting) }},
-	})
+	for _, f := range []struct {
+		name string
+		help string
+		n    uint64
+	}{
+		{"received", "Commands, writes of PLCs and our own.", c.Received},
+		{"accepted", "Of them, let through by the checks.", c.Accepted},
+		{"duplicates", "Commands whose id was seen before, answered with the first answer.", c.Duplicates},
+		{"unchanged", "Commands not written because the device showed the value already.", c.Unchanged},
+		{"events", "Messages to the event log.", c.Events},
+		{"unrecorded", "Emergencies and outcomes that the disk did not take.", c.Unrecorded},
+	} {
+		w.Family("fieldgate_command_"+f.name+"_total", metrics.Counter, f.help)
+		w.Sample(float64(f.n))
+	}
+	w.Family("fieldgate_command_waiting", metrics.Gauge, "Commands under way.")
+	w.Sample(float64(c.Waiting))
 	w.Family("fieldgate_command_outcomes_total", metrics.Counter, "What became of commands; see rejected for those that a check has refused.")
-	for _, o := range named("outcome", map[string]uint64{"written": c.Written, "verified": c.Verified, "failed": c.Failed, "unknown": c.Unknown}) {
-		w.Sample(float64(o.of), o.labels...)
-	}
+	label := func(name, value string) metrics.Label { return metrics.Label{Name: name, Value: value} }
+	w.Sample(float64(c.Failed), label("outcome", "failed"))
+	w.Sample(float64(c.Unknown), label("outcome", "unknown"))
+	w.Sample(float64(c.Verified), label("outcome", "verified"))
+	w.Sample(float64(c.Written), label("outcome", "written"))
 	w.Family("fieldgate_command_rejected_total", metrics.Counter, "Commands that a check has refused, by its kind.")
-	for _, r := range named("check", c.RejectedBy) {
-		w.Sample(float64(r.of), r.labels...)
+	for _, check := range slices.Sorted(maps.Keys(c.RejectedBy)) {
+		w.Sample(float64(c.RejectedBy[check]), label("check", check))
 	}
-	lanes := named("lane", map[string]DurationStatus{"usual": c.Usual, "emergency": c.Emergency})
+	usual, emergency := label("lane", "usual"), label("lane", "emergency")
 	w.Family("fieldgate_command_duration_seconds", metrics.Summary, "Time from the arrival of a command that was let through to its outcome.")
-	for _, l := range lanes {
-		w.Sum(l.of.Count, l.of.sum.Seconds(), l.labels...)
-	}
-	writeFigures(w, lanes, []figure[DurationStatus]{
-		{"fieldgate_command_duration_max_seconds", metrics.Gauge, "The longest of them.", func(d DurationStatus) float64 { return d.Most / 1000 }},
-	})
+	w.Sum(c.Emergency.Count, c.Emergency.sum.Seconds(), emergency)
+	w.Sum(c.Usual.Count, c.Usual.sum.Seconds(), usual)
+	w.Family("fieldgate_command_duration_max_seconds", metrics.Gauge, "The longest of them.")
+	w.Sample(c.Emergency.Most/1000, emergency)
+	w.Sample(c.Usual.Most/1000, usual)
 }
