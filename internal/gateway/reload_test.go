@@ -443,3 +443,51 @@ func TestChanges(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+// holdingDevice is a device that keeps what is written.
+type holdingDevice struct {
+	mu   sync.Mutex
+	regs [8]uint16
+}
+
+func (h *holdingDevice) Do(_ context.Context, _ modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
+	return modbus.Answer(req, h, modbus.Identity{})
+}
+
+func (h *holdingDevice) Read(_ modbus.Table, addr uint16, dst []uint16) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	copy(dst, h.regs[addr:])
+	return nil
+}
+
+func (h *holdingDevice) Write(_ modbus.Table, addr uint16, src []uint16) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	copy(h.regs[addr:], src)
+	return nil
+}
+
+// A command for a bus that is just being replaced waits for the new one: each is
+// done, seen done, and answered.
+func TestCommandsOfABusThatIsReplaced(t *testing.T) {
+	t.Parallel()
+	text := "site: { id: s }\nbuses: { a: { tcp: " + plc(t, new(holdingDevice)) + " } }\ndevices: { x: { bus: a, every: EVERY, points: { p: { at: holding 0, write: {} } } } }\nbroker: { listen: mqtt://127.0.0.1:0, anonymous: true }\ncommands: [ { topic: set, structured: [x.p] } ]\nweb: false\n"
+	r := running(t, strings.Replace(text, "EVERY", "20ms", 1))
+	c, got := r.client("c", "set/ack")
+	for i := range 10 {
+		for j := range 3 {
+			payload := fmt.Sprintf(`{"id":"%d-%d","point":"x.p","value":%d}`, i, j, 10*i+j)
+			if err := c.Publish(t.Context(), mqtt.Message{Topic: "set", Payload: []byte(payload), QoS: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.to(strings.Replace(text, "EVERY", strconv.Itoa(21+i)+"ms", 1), "replaced line a, bus a")
+	}
+	r.until("all are answered", func() bool { return len(got()) >= 30 })
+	for _, m := range got() {
+		if !strings.Contains(string(m.Payload), `"status":"verified"`) {
+			t.Errorf("%s", m.Payload)
+		}
+	}
+}
