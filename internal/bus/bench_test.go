@@ -50,8 +50,12 @@ func TestPollAllocatesNothing(t *testing.T) {
 	got := 0
 	b := stepper(registers(0, 100, point.Fastest), func(s []point.Sample) { got += len(s) })
 	b.pollOnce(t.Context())
-	if n := testing.AllocsPerRun(100, func() { b.pollOnce(context.Background()) }); n > 0 {
-		t.Errorf("%v allocations a poll", n)
+	least := 1.0 // what other goroutines of the process allocate is counted too
+	for range 5 {
+		least = min(least, testing.AllocsPerRun(100, func() { b.pollOnce(context.Background()) }))
+	}
+	if least > 0 {
+		t.Errorf("%v allocations a poll", least)
 	}
 	if got < 10000 {
 		t.Errorf("%d samples", got)

@@ -533,7 +533,10 @@ func TestUDP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var answering atomic.Bool
 		p := startPeer(t, &datagrams{PacketConn: pc}, f, func(p *peer, r request) {
+			answering.Store(true)
+			defer answering.Store(false)
 			switch r.n {
 			case 2: // lost
 			case 3: // a datagram of rubbish before
@@ -557,6 +560,7 @@ func TestUDP(t *testing.T) {
 					t.Errorf("%v: %v", f, err)
 				}
 			}
+			eventually(t, "both of two answers are here before the next request", func() bool { return !answering.Load() })
 		}
 		if bad != 1 {
 			t.Errorf("%v: %d reads failed, want the lost one", f, bad)
