@@ -35,7 +35,7 @@ type rawBridge struct {
 	at            *node
 }
 
-func bridgeKey(t *tables) *field[rawUplink] {
+func bridgeKey(t *tables) *field[*rawUplink] {
 	rule := newObject("a bridge rule", "Topics carried between the embedded broker and the uplink's: exactly one of in, out and both.", rawBridge{},
 		key("in", func(b *rawBridge) *string { return &b.in }, filter(), "Messages of the uplink's broker that the embedded one gets.").aka("from", "subscribe", "remote"),
 		key("out", func(b *rawBridge) *string { return &b.out }, filter(), "Messages of local clients that the uplink's broker gets.").aka("to", "publish", "forward", "topic", "filter"),

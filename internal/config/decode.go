@@ -205,44 +205,52 @@ type spec struct {
 	schema   schema
 }
 
-// field is one key of an object that is decoded into a T.
-type field[T any] struct {
+// field is one key of an object that is decoded into what a P points to.
+//
+// What is generic here is so over the pointer and not over the T it points to:
+// all pointers share one copy of the code, and there are about thirty Ts.
+type field[P any] struct {
 	spec
-	read func(d *decoder, t *T, n *node)
+	read func(d *decoder, to P, n *node)
 }
 
 // key describes a key: its name, where its value goes, the form of that value,
 // and what it is for.
-func key[T, V any](name string, to func(*T) *V, v value[V], doc string) *field[T] {
-	return &field[T]{spec{name: name, doc: doc, schema: v.schema}, func(d *decoder, t *T, n *node) {
+func key[P, V any](name string, to func(P) *V, v value[V], doc string) *field[P] {
+	return newField(name, doc, v.schema, func(d *decoder, p P, n *node) {
 		if got, ok := v.read(d, n); ok {
-			*to(t) = got
+			*to(p) = got
 		}
-	}}
+	})
+}
+
+// newField is what key does whatever the value is.
+func newField[P any](name, doc string, s schema, read func(d *decoder, to P, n *node)) *field[P] {
+	return &field[P]{spec{name: name, doc: doc, schema: s}, read}
 }
 
 // def gives a key its default, written as in the file.
-func (f *field[T]) def(text string) *field[T] { f.standard = text; return f }
+func (f *field[P]) def(text string) *field[P] { f.standard = text; return f }
 
 // must makes a key required.
-func (f *field[T]) must() *field[T] { f.required = true; return f }
+func (f *field[P]) must() *field[P] { f.required = true; return f }
 
 // hide keeps a key's value out of every fault.
-func (f *field[T]) hide() *field[T] { f.hidden = true; return f }
+func (f *field[P]) hide() *field[P] { f.hidden = true; return f }
 
 // aka names what other products call a key.
-func (f *field[T]) aka(words ...string) *field[T] { f.also = words; return f }
+func (f *field[P]) aka(words ...string) *field[P] { f.also = words; return f }
 
 // later describes a key that this version does not have yet. It is refused
 // rather than ignored.
-func later[T any](name, doc string) *field[T] {
-	return &field[T]{spec{name: name, doc: doc, later: true, schema: schema{{"not", schema{}}}},
-		func(d *decoder, _ *T, n *node) { d.shapef(n, "is not in this version yet; remove it") }}
+func later[P any](name, doc string) *field[P] {
+	return &field[P]{spec{name: name, doc: doc, later: true, schema: schema{{"not", schema{}}}},
+		func(d *decoder, _ P, n *node) { d.shapef(n, "is not in this version yet; remove it") }}
 }
 
 // form is a map with known keys, whatever it is decoded into. What can be done
-// with that alone is done here and not in object, whose code there is once for
-// each T: that is 0.2 MB of the program.
+// with that alone is done here, what needs the keys in layout, and only the rest
+// in object, whose code there is once for each T.
 type form struct {
 	name  string // what a person calls it: "a bus"
 	doc   string
@@ -250,26 +258,32 @@ type form struct {
 	extra schema // what else the JSON Schema says
 }
 
+// layout is a form and where its values go: into what a P points to.
+type layout[P any] struct {
+	form
+	fields []*field[P] // of form.keys
+}
+
 // object is a map with known keys that is decoded into a T.
 type object[T any] struct {
-	form
-	fields []*field[T] // of form.keys
-	zero   T           // with the defaults
+	layout[*T]
+	zero T // with the defaults
 }
 
 // newObject describes a map with known keys. zero holds what is to stand where a
 // key without a default is not given.
-func newObject[T any](name, doc string, zero T, fields ...*field[T]) *object[T] {
-	o := &object[T]{form: form{name: name, doc: doc}, zero: zero}
-	o.add(fields...)
+func newObject[T any](name, doc string, zero T, fields ...*field[*T]) *object[T] {
+	o := &object[T]{zero: zero}
+	o.name, o.doc = name, doc
+	o.add(&o.zero, fields...)
 	return o
 }
 
-// add appends keys.
-func (o *object[T]) add(fields ...*field[T]) {
+// add appends keys, whose defaults go into zero.
+func (o *layout[P]) add(zero P, fields ...*field[P]) {
 	for _, f := range fields {
 		o.fields = append(o.fields, f)
-		o.know(&f.spec, func(d *decoder, n *node) { f.read(d, &o.zero, n) })
+		o.know(&f.spec, func(d *decoder, n *node) { f.read(d, zero, n) })
 	}
 }
 
@@ -324,10 +338,10 @@ func (o *form) suggest(word string) string {
 	return Suggest(word, o.names())
 }
 
-// fill decodes n into t, which holds the defaults. It returns false if n is no
-// map, which it has reported.
-func (o *object[T]) fill(d *decoder, n *node, t *T) bool {
-	return o.each(d, n, func(i int, v *node) { o.fields[i].read(d, t, v) })
+// fill decodes n into what to points to, which holds the defaults. It returns
+// false if n is no map, which it has reported.
+func (o *layout[P]) fill(d *decoder, n *node, to P) bool {
+	return o.each(d, n, func(i int, v *node) { o.fields[i].read(d, to, v) })
 }
 
 // each calls read for each known key of n with its index and value, and reports

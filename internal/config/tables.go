@@ -194,9 +194,9 @@ func newTables() *tables {
 		key("commands", func(c *rawConfig) *[]rawCommand { return &c.commands }, list(located(newCommand(t), func(c *rawCommand) **node { return &c.at }), "commands"), "Messages that ask for a write, a read or a note.").aka("subscriptions", "subscribe"),
 		key("command_rules", func(c *rawConfig) *CommandRules { return &c.commandRules }, newCommandRules(t), "Rules for all commands.").def("{}"),
 		key("settings", func(c *rawConfig) **rawSettings { return &c.settings }, settings(t), "What may be changed by messages. Default: nothing.").aka("remote", "update"),
-		later[rawConfig]("alarms", "Limits and their messages."),
+		later[*rawConfig]("alarms", "Limits and their messages."),
 		key("servers", func(c *rawConfig) *[]rawServer { return &c.servers }, list(located(newServer(t), func(s *rawServer) **node { return &s.at }), "servers"), "Modbus servers for local PLCs.").aka("server", "slave", "modbus_server"),
-		later[rawConfig]("tests", "Golden cases."),
+		later[*rawConfig]("tests", "Golden cases."),
 	)
 	return t
 }
@@ -276,7 +276,7 @@ func newDevice(t *tables) value[rawDevice] {
 		key("base", func(v *rawDevice) *int { return &v.base }, integer(0, 1), "1: the numbers in \"holding N\" count from one.").def("0").aka("one_based", "zero_based", "offset"),
 		key("backoff", func(v *rawDevice) *timeSpan { return &v.backoff }, durations(10*time.Millisecond, 24*time.Hour), "How seldom a device that does not answer is tried, at first and in the end.").def("5s..5m"),
 		key("setup", func(v *rawDevice) *[]rawSetting { return &v.setup }, setup(t), "Values that the device is given whenever it comes back: a list of {point or at, value}.").aka("init", "initialize"),
-		later[rawDevice]("profile", "A register map from the library."),
+		later[*rawDevice]("profile", "A register map from the library."),
 	)
 	address := schema{{"properties", schema{{"points", schema{{"additionalProperties", schema{{"required", []string{"at"}}}}}}}}}
 	o.extra = schema{{"if", schema{{"required", []string{"bus"}}}}, {"then", address}}
@@ -318,7 +318,7 @@ func newPoint(t *tables) *object[rawPoint] {
 		key("invalid", func(p *rawPoint) *[]raw { return &p.invalid }, rawValues(), "Raw values that mean \"no value\": [0x8000]. Of a float -9999 is the number, 0x7FC00000 its bits.").aka("nan", "error_value"),
 		key("write", func(p *rawPoint) **point.Write { return &p.write }, pointer(write), "How the point may be written; {} = without limits. Default: read only.").aka("writable", "rw", "access", "readonly"),
 	)
-	o.add(virtualKeys(t)...)
+	o.add(&o.zero, virtualKeys(t)...)
 	return o
 }
 
@@ -338,7 +338,7 @@ func newRule(t *tables) value[rawRule] {
 		key("retain", func(r *rawRule) *bool { return &r.Retain }, boolean(), "The broker keeps the last message for later subscribers.").def("false"),
 		key("to", func(r *rawRule) *[]string { return &r.To }, oneOrList(text("the name of an uplink, or local"), "names of uplinks, or local"), "Names of uplinks; local is the embedded broker. Default: all of them.").aka("uplink", "uplinks", "broker"),
 		key("bad", func(r *rawRule) *bool { return &r.BadNull }, bad(), "What a failed read publishes: null (with its quality), or nothing.").def("nothing"),
-		later[rawRule]("aggregate", "Averages and the like over an interval."),
+		later[*rawRule]("aggregate", "Averages and the like over an interval."),
 	).value(t, "rule")
 }
 

@@ -387,23 +387,31 @@ func enum[V any](words ...word[V]) value[V] {
 	}
 	want := "one of " + strings.Join(known, ", ")
 	return value[V]{schema{{"enum", known}}, func(d *decoder, n *node) (V, bool) {
-		var none V
-		s, ok := d.scalar(n, want)
-		if !ok {
+		i := d.oneOf(n, known, want)
+		if i < 0 {
+			var none V
 			return none, false
 		}
-		for _, w := range words {
-			if w.text == s && coreType(n) == coreText {
-				return w.is, true
-			}
-		}
-		if s == "false" && slices.Contains(known, "off") {
-			d.shapef(n, "false is a boolean; write off")
-			return none, false
-		}
-		d.shapef(n, "%s is none of the words known here; %s", quote(s), Suggest(s, known))
-		return none, false
+		return words[i].is, true
 	}}
+}
+
+// oneOf reads one of the known words and returns its index, -1 after a fault.
+func (d *decoder) oneOf(n *node, known []string, want string) int {
+	s, ok := d.scalar(n, want)
+	if !ok {
+		return -1
+	}
+	i := slices.Index(known, s)
+	switch {
+	case i >= 0 && coreType(n) == coreText:
+		return i
+	case s == "false" && slices.Contains(known, "off"):
+		d.shapef(n, "false is a boolean; write off")
+	default:
+		d.shapef(n, "%s is none of the words known here; %s", quote(s), Suggest(s, known))
+	}
+	return -1
 }
 
 // same makes an enum's words stand for themselves.
@@ -427,28 +435,42 @@ func or[V any](w string, is V, v value[V]) value[V] {
 
 // list is a list of values, at least one.
 func list[V any](v value[V], what string) value[[]V] {
-	s := schema{{"type", "array"}, {"items", v.schema}, {"minItems", 1}}
-	return value[[]V]{s, func(d *decoder, n *node) ([]V, bool) {
-		if n.Kind != yamltree.List {
-			d.wrongKind(n, "a list of "+what+" ([…], or a line with - for each)", "")
-			return nil, false
-		}
-		if n.Len() == 0 {
-			d.shapef(n, "is an empty list; write %s, or remove the key", what)
-			return nil, false
-		}
-		out, all := make([]V, 0, n.Len()), true
-		i := 0
-		for item := range n.Items {
-			d.path = append(d.path, step{index: i})
+	return value[[]V]{listSchema(v.schema), func(d *decoder, n *node) ([]V, bool) {
+		out := make([]V, 0, n.Len())
+		ok := d.items(n, what, func(item *node) bool {
 			got, ok := v.read(d, item)
-			d.out()
-			all = all && ok
 			out = append(out, got)
-			i++
-		}
-		return out, all
+			return ok
+		})
+		return out, ok
 	}}
+}
+
+func listSchema(item schema) schema {
+	return schema{{"type", "array"}, {"items", item}, {"minItems", 1}}
+}
+
+// items calls read for each item of a list. It returns false if n is no list,
+// or an empty one, which it has reported; or if read does for any item.
+func (d *decoder) items(n *node, what string, read func(*node) bool) bool {
+	if n.Kind != yamltree.List {
+		d.wrongKind(n, "a list of "+what+" ([…], or a line with - for each)", "")
+		return false
+	}
+	if n.Len() == 0 {
+		d.shapef(n, "is an empty list; write %s, or remove the key", what)
+		return false
+	}
+	all := true
+	i := 0
+	for item := range n.Items {
+		d.path = append(d.path, step{index: i})
+		ok := read(item)
+		d.out()
+		all = all && ok
+		i++
+	}
+	return all
 }
 
 // oneOrList is a value, or a list of them.
@@ -502,20 +524,34 @@ func goodName(s string) string {
 
 // names is a map from names to values.
 func names[V any](v value[V], what string) value[[]named[V]] {
-	s := schema{{"type", "object"}, {"propertyNames", schema{{"pattern", "^" + nameWord + "$"}, {"maxLength", maxName}}}, {"additionalProperties", v.schema}}
-	return value[[]named[V]]{s, func(d *decoder, n *node) ([]named[V], bool) {
+	return value[[]named[V]]{namesSchema(v.schema), func(d *decoder, n *node) ([]named[V], bool) {
 		return readNames(d, n, v, what, goodName)
 	}}
+}
+
+func namesSchema(is schema) schema {
+	return schema{{"type", "object"}, {"propertyNames", schema{{"pattern", "^" + nameWord + "$"}, {"maxLength", maxName}}}, {"additionalProperties", is}}
 }
 
 // readNames reads a map from names to values. wrong says what is wrong with a
 // name, "" for nothing.
 func readNames[V any](d *decoder, n *node, v value[V], what string, wrong func(string) string) ([]named[V], bool) {
+	out := make([]named[V], 0, n.Len())
+	ok := d.entries(n, what, wrong, func(k, val *node) {
+		before := len(d.found)
+		got, ok := v.read(d, val)
+		out = append(out, named[V]{d.keep(k.Text), k, val, got, ok, len(d.found) > before})
+	})
+	return out, ok
+}
+
+// entries calls read for each name of a map and its value. It returns false if n
+// is no map, which it has reported.
+func (d *decoder) entries(n *node, what string, wrong func(string) string, read func(k, val *node)) bool {
 	if n.Kind != yamltree.Map {
 		d.wrongKind(n, "a map from names to "+what, "{}")
-		return nil, false
+		return false
 	}
-	out := make([]named[V], 0, n.Len())
 	seen := make(map[string]bool, n.Len())
 	for k, val := range n.Entries {
 		d.in(k.Text)
@@ -524,13 +560,11 @@ func readNames[V any](d *decoder, n *node, v value[V], what string, wrong func(s
 			d.twice(k, n)
 		} else {
 			seen[k.Text] = true
-			before := len(d.found)
-			got, ok := v.read(d, val)
-			out = append(out, named[V]{d.keep(k.Text), k, val, got, ok, len(d.found) > before})
+			read(k, val)
 		}
 		d.out()
 	}
-	return out, true
+	return true
 }
 
 // checkName reports what is wrong with a name, and a merge key by its name.
@@ -549,9 +583,8 @@ func (d *decoder) checkName(k *node, wrong string) bool {
 // tags is a map from names to texts.
 func tags() value[map[string]string] {
 	v := anyText("a text")
-	s := schema{{"type", "object"}, {"propertyNames", schema{{"pattern", "^" + nameWord + "$"}, {"maxLength", maxName}}}, {"additionalProperties", v.schema}}
 	all := names(v, "texts")
-	return value[map[string]string]{s, func(d *decoder, n *node) (map[string]string, bool) {
+	return value[map[string]string]{all.schema, func(d *decoder, n *node) (map[string]string, bool) {
 		list, ok := all.read(d, n)
 		if len(list) == 0 {
 			return nil, ok

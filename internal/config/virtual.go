@@ -36,7 +36,7 @@ func (d *Device) Virtual() bool { return d.Bus == "" }
 var fromPlaceholders = []string{"site", "device", "point"}
 
 // virtualKeys are the keys of a point of a virtual device.
-func virtualKeys(t *tables) []*field[rawPoint] {
+func virtualKeys(t *tables) []*field[*rawPoint] {
 	topic := template("a topic", fromPlaceholders, true)
 	long := newObject("from", "The messages that set a point of a virtual device.", rawFrom{},
 		key("topic", func(f *rawFrom) *string { return &f.topic }, topic, "Their topic, without wildcards; placeholders: {site} {device} {point}.").must(),
@@ -55,7 +55,7 @@ func virtualKeys(t *tables) []*field[rawPoint] {
 		_, ok := d.scalar(n, "a value")
 		return n, ok
 	}}
-	return []*field[rawPoint]{
+	return []*field[*rawPoint]{
 		key("initial", func(p *rawPoint) **node { return &p.initial }, initial, "Value at the start. Of virtual devices, which have no bus.").aka("default", "start", "init"),
 		key("from", func(p *rawPoint) **rawFrom { return &p.from }, from, "Topic of the messages that set it: the value, or a JSON object with a member value; or {topic: T, key: MEMBER, uplink: NAMES}. Of virtual devices.").aka("topic", "source", "subscribe"),
 		key("stale", func(p *rawPoint) *time.Duration { return &p.stale }, duration(10*time.Millisecond, maxWait), "How long a value from there counts. Default: until the next one. Of virtual devices.").aka("stale_after", "max_age", "expire", "ttl"),

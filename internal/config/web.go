@@ -20,8 +20,8 @@ type rawWeb struct {
 func web(t *tables) value[rawWeb] {
 	v := located(newObject("web", "Health (/healthz, /readyz) and metrics (/metrics) over HTTP, for this machine only.", rawWeb{},
 		key("listen", func(w *rawWeb) *string { return &w.listen }, hostPort("8080", true), "HOST:PORT on a loopback address. The default may be taken by somebody else: then it is tried again.").def(webDefault).aka("url", "port", "address", "bind"),
-		later[rawWeb]("users", "Who may ask from other machines."),
-		later[rawWeb]("tls", "For other machines."),
+		later[*rawWeb]("users", "Who may ask from other machines."),
+		later[*rawWeb]("tls", "For other machines."),
 	).value(t, "web"), func(w *rawWeb) **node { return &w.at })
 	return value[rawWeb]{anyOf(schema{{"const", false}}, v.schema), func(d *decoder, n *node) (rawWeb, bool) {
 		if coreType(n) == coreBool && n.Text == "false" {
