@@ -274,9 +274,14 @@ type object[T any] struct {
 // key without a default is not given.
 func newObject[T any](name, doc string, zero T, fields ...*field[*T]) *object[T] {
 	o := &object[T]{zero: zero}
-	o.name, o.doc = name, doc
-	o.add(&o.zero, fields...)
+	o.describe(name, doc, &o.zero, fields)
 	return o
+}
+
+// describe is what newObject does whatever the object is decoded into.
+func (o *layout[P]) describe(name, doc string, zero P, fields []*field[P]) {
+	o.name, o.doc = name, doc
+	o.add(zero, fields...)
 }
 
 // add appends keys, whose defaults go into zero.
@@ -440,15 +445,12 @@ func (d *decoder) twice(k, m *node) {
 // value returns the object as a form of value. Its JSON Schema is put under a
 // name, so that it stands there once.
 func (o *object[T]) value(t *tables, name string) value[T] {
-	t.define(name, o.schema)
-	return value[T]{ref(name), func(d *decoder, n *node) (T, bool) {
+	return value[T]{t.define(name, &o.form), func(d *decoder, n *node) (T, bool) {
 		v := o.zero
 		ok := o.fill(d, n, &v)
 		return v, ok
 	}}
 }
-
-func ref(name string) schema { return schema{{"$ref", "#/$defs/" + name}} }
 
 // schema returns the JSON Schema of the object.
 func (o *form) schema() schema {

@@ -73,7 +73,7 @@ func Schema() []byte {
 	s = append(s, t.root.schema()...)
 	defs := schema{}
 	for _, d := range t.defs {
-		defs = append(defs, member{d.name, d.schema()})
+		defs = append(defs, member{d.name, d.form.schema()})
 	}
 	s = append(s, member{"$defs", defs})
 	text, err := marshal(s)

@@ -27,13 +27,14 @@ type tables struct {
 
 // definition is a part of the JSON Schema with a name.
 type definition struct {
-	name   string
-	schema func() schema
+	name string
+	form *form
 }
 
-// define names a part of the JSON Schema.
-func (t *tables) define(name string, s func() schema) {
-	t.defs = append(t.defs, definition{name, s})
+// define names a part of the JSON Schema and returns what refers to it.
+func (t *tables) define(name string, o *form) schema {
+	t.defs = append(t.defs, definition{name, o})
+	return schema{{"$ref", "#/$defs/" + name}}
 }
 
 // The raw sections are what stands in the file, defaults filled in, before one
