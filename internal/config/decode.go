@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"unicode"
@@ -158,15 +159,17 @@ func (d *decoder) sorted(list []found) []Fault {
 	})
 }
 
-// sortFaults sorts by place; files gives the order of the files.
+// sortFaults sorts by place; files gives the order of the files. The sort of
+// slices would be in the program once more for this, with 6 kB.
 func sortFaults(faults []Fault, files map[string]int) {
-	slices.SortStableFunc(faults, func(a, b Fault) int {
+	sort.SliceStable(faults, func(i, j int) bool {
+		a, b := &faults[i], &faults[j]
 		return cmp.Or(
 			cmp.Compare(files[a.File], files[b.File]),
 			cmp.Compare(a.Line, b.Line),
 			cmp.Compare(a.Col, b.Col),
 			cmp.Compare(a.Text, b.Text),
-		)
+		) < 0
 	})
 }
 
@@ -184,7 +187,8 @@ func (d *decoder) keep(s string) string {
 }
 
 // value is one form of a setting: how it is read and what the JSON Schema says
-// of it.
+// of it. What is generic and reads by another value keeps its read alone: all
+// that such a closure holds is code for each V.
 type value[V any] struct {
 	schema schema
 	// read returns the setting that stands in n. After a fault it reports that
@@ -217,8 +221,9 @@ type field[P any] struct {
 // key describes a key: its name, where its value goes, the form of that value,
 // and what it is for.
 func key[P, V any](name string, to func(P) *V, v value[V], doc string) *field[P] {
+	read := v.read
 	return newField(name, doc, v.schema, func(d *decoder, p P, n *node) {
-		if got, ok := v.read(d, n); ok {
+		if got, ok := read(d, n); ok {
 			*to(p) = got
 		}
 	})

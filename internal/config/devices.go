@@ -1,9 +1,9 @@
 package config
 
 import (
-	"cmp"
 	"math"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 
@@ -573,9 +573,9 @@ func (r *resolver) overlaps(points []point.Point, at []*node) {
 			written = append(written, i)
 		}
 	}
-	slices.SortStableFunc(written, func(a, b int) int {
-		p, q := &points[a], &points[b]
-		return cmp.Or(cmp.Compare(p.Table, q.Table), cmp.Compare(p.Address, q.Address))
+	sort.SliceStable(written, func(i, j int) bool {
+		p, q := &points[written[i]], &points[written[j]]
+		return p.Table < q.Table || p.Table == q.Table && p.Address < q.Address
 	})
 	for i, a := range written {
 		p := &points[a]

@@ -132,8 +132,9 @@ const unsetDuration time.Duration = -2
 
 // located is a value that remembers where it stands.
 func located[T any](v value[T], at func(*T) **node) value[T] {
+	read := v.read
 	return value[T]{v.schema, func(d *decoder, n *node) (T, bool) {
-		got, ok := v.read(d, n)
+		got, ok := read(d, n)
 		*at(&got) = n
 		return got, ok
 	}}
@@ -141,8 +142,9 @@ func located[T any](v value[T], at func(*T) **node) value[T] {
 
 // pointer is a value that may be absent.
 func pointer[T any](v value[T]) value[*T] {
+	read := v.read
 	return value[*T]{v.schema, func(d *decoder, n *node) (*T, bool) {
-		got, ok := v.read(d, n)
+		got, ok := read(d, n)
 		return &got, ok
 	}}
 }
@@ -245,8 +247,9 @@ func devices(v value[rawDevice]) value[[]named[rawDevice]] {
 			all.schema[i].value = schema{{"pattern", "^" + first + "(" + inner + "*" + last + ")?$"}, {"maxLength", maxName}}
 		}
 	}
+	read := v.read
 	return value[[]named[rawDevice]]{all.schema, func(d *decoder, n *node) ([]named[rawDevice], bool) {
-		return readNames(d, n, v, "devices", goodDeviceName)
+		return readNames(d, n, read, "devices", goodDeviceName)
 	}}
 }
 

@@ -435,10 +435,11 @@ func or[V any](w string, is V, v value[V]) value[V] {
 
 // list is a list of values, at least one.
 func list[V any](v value[V], what string) value[[]V] {
+	read := v.read
 	return value[[]V]{listSchema(v.schema), func(d *decoder, n *node) ([]V, bool) {
 		out := make([]V, 0, n.Len())
 		ok := d.items(n, what, func(item *node) bool {
-			got, ok := v.read(d, item)
+			got, ok := read(d, item)
 			out = append(out, got)
 			return ok
 		})
@@ -524,8 +525,9 @@ func goodName(s string) string {
 
 // names is a map from names to values.
 func names[V any](v value[V], what string) value[[]named[V]] {
+	read := v.read
 	return value[[]named[V]]{namesSchema(v.schema), func(d *decoder, n *node) ([]named[V], bool) {
-		return readNames(d, n, v, what, goodName)
+		return readNames(d, n, read, what, goodName)
 	}}
 }
 
@@ -533,13 +535,13 @@ func namesSchema(is schema) schema {
 	return schema{{"type", "object"}, {"propertyNames", schema{{"pattern", "^" + nameWord + "$"}, {"maxLength", maxName}}}, {"additionalProperties", is}}
 }
 
-// readNames reads a map from names to values. wrong says what is wrong with a
-// name, "" for nothing.
-func readNames[V any](d *decoder, n *node, v value[V], what string, wrong func(string) string) ([]named[V], bool) {
+// readNames reads a map from names to what read reads. wrong says what is wrong
+// with a name, "" for nothing.
+func readNames[V any](d *decoder, n *node, read func(*decoder, *node) (V, bool), what string, wrong func(string) string) ([]named[V], bool) {
 	out := make([]named[V], 0, n.Len())
 	ok := d.entries(n, what, wrong, func(k, val *node) {
 		before := len(d.found)
-		got, ok := v.read(d, val)
+		got, ok := read(d, val)
 		out = append(out, named[V]{d.keep(k.Text), k, val, got, ok, len(d.found) > before})
 	})
 	return out, ok

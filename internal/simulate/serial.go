@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"sort"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -329,9 +330,8 @@ func (l *serialLine) schedule(d *Device, r reply, end time.Time) {
 
 // sort brings out into order, which only an echo or a late answer upsets.
 func (l *serialLine) sort() {
-	byTime := func(a, b lump) int { return a.at.Compare(b.at) }
-	if !slices.IsSortedFunc(l.out, byTime) {
-		slices.SortStableFunc(l.out, byTime)
+	if !slices.IsSortedFunc(l.out, func(a, b lump) int { return a.at.Compare(b.at) }) {
+		sort.SliceStable(l.out, func(i, j int) bool { return l.out[i].at.Before(l.out[j].at) })
 	}
 }
 
