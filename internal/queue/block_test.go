@@ -111,7 +111,7 @@ func TestFileOfRecords(t *testing.T) {
 	dir := t.TempDir()
 	const n, done = 1000, 3
 	f, err := writeFile(filepath.Join(dir, fileName("cloud")), new(flash.Ledger), func(b *bolt.Bucket) error {
-		c := newChunk(1, 1<<20, new(spare))
+		c := newChunk(1, 1<<20, new(spares))
 		for i := range n {
 			c.add(msg(i), taking{wall: time.Now()})
 		}

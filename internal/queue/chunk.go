@@ -81,16 +81,26 @@ type chunk struct {
 
 // spare is the memory of a chunk of which nothing is left.
 type spare struct {
-	bytes   []byte // nil: there is none
+	bytes   []byte
 	records []record
 }
 
-// newChunk returns an empty chunk with room for need bytes, in the spare memory
-// if there is any.
-func newChunk(first uint64, need int, s *spare) *chunk {
+// spares are kept for the next chunks, the one used last at the end: what many
+// devices say at once takes several, and half a second later as many again.
+type spares []spare
+
+// sparesMost bounds them. A hundred devices with a batch of 1 kB each, polled in
+// two start slots a second, take four.
+const sparesMost = 8
+
+// newChunk returns an empty chunk with room for need bytes, in spare memory if
+// there is any.
+func newChunk(first uint64, need int, s *spares) *chunk {
 	c := &chunk{first: first}
-	if s.bytes != nil && need <= chunkBytes {
-		c.bytes, c.records, *s = s.bytes, s.records, spare{}
+	if n := len(*s); n > 0 && need <= chunkBytes {
+		last := &(*s)[n-1]
+		c.bytes, c.records, *last = last.bytes, last.records, spare{}
+		*s = (*s)[:n-1]
 		return c
 	}
 	c.bytes = make([]byte, 0, max(chunkBytes, need))

@@ -240,7 +240,7 @@ func TestRecordBeforeStamps(t *testing.T) {
 	if !wellFormed(old) {
 		t.Fatal("not well-formed")
 	}
-	c := newChunk(1, 0, new(spare))
+	c := newChunk(1, 0, new(spares))
 	c.bytes = append(append(c.bytes, 0, 0, 0, 0), old...)
 	c.append(record{len: uint32(len(c.bytes))})
 	if e := c.entry(0, nil); e.Topic != "t" || string(e.Payload) != "payload" || e.QoS != 1 || !e.Retain {
@@ -264,7 +264,7 @@ func FuzzRecord(f *testing.F) {
 		if !wellFormed(b) {
 			return
 		}
-		c := newChunk(1, len(b)+crcBytes, new(spare))
+		c := newChunk(1, len(b)+crcBytes, new(spares))
 		c.bytes = append(append(c.bytes, 0, 0, 0, 0), b...)
 		c.append(record{len: uint32(len(c.bytes)), extra: uint8(extra(b))})
 		e := c.entry(0, clk)

@@ -110,7 +110,7 @@ type Queue struct {
 	purse  purse    // what may be handed out of older ones
 	synced uint64   // messages below are in the file, or gone
 	memory int64    // of chunks
-	spare  spare    // for the next one
+	spares spares   // for the next ones; not counted in memory
 	hasty  uint64   // messages below are to be written at once
 	stale  []uint64 // in the file, done, and not at its head: to be deleted
 	behind bool     // with commit: 0, the file is slower than Deliver waits
@@ -158,7 +158,7 @@ func Open(dir, name string, cfg config.Queue, log *slog.Logger) (*Queue, error) 
 		kick:   make(chan struct{}, 1),
 		ends:   make(chan struct{}),
 	}
-	q.grow(newChunk(1, 0, &q.spare))
+	q.grow(newChunk(1, 0, &q.spares))
 	if dir == "" {
 		q.cfg.MaxBytes = min(q.cfg.MaxBytes, bareMost)
 		q.ready = true
@@ -305,7 +305,7 @@ func (q *Queue) add(m mqtt.Message, t taking) bool {
 		if last.live == 0 {
 			q.reclaim(last)
 		}
-		fresh := newChunk(last.end(), need(m), &q.spare)
+		fresh := newChunk(last.end(), need(m), &q.spares)
 		if !q.room(fresh.memory()) {
 			q.stats.Dropped++
 			return false
@@ -516,11 +516,11 @@ func (q *Queue) buried(c *chunk) {
 }
 
 // reclaim takes the memory of a chunk of which nothing is left: while messages
-// come and go, always the same piece is filled, and there is no garbage.
+// come and go, always the same pieces are filled, and there is no garbage.
 func (q *Queue) reclaim(c *chunk) {
 	q.memory -= c.memory()
-	if !c.lent && cap(c.bytes) == chunkBytes {
-		q.spare = spare{c.bytes[:0], c.records[:0]}
+	if !c.lent && cap(c.bytes) == chunkBytes && len(q.spares) < sparesMost {
+		q.spares = append(q.spares, spare{c.bytes[:0], c.records[:0]})
 	}
 	c.bytes, c.records = nil, nil
 	q.memory += c.memory()

@@ -576,19 +576,25 @@ func TestHandedOutStaysAsItIs(t *testing.T) {
 	}
 }
 
-// While messages come and go there is next to no garbage.
+// While messages come and go there is next to no garbage, also when many come at
+// once.
 func TestNoGarbage(t *testing.T) {
 	const n, size = 4000, 1000
-	q := open(t, config.Queue{})
-	m := mqtt.Message{Topic: "t", Payload: make([]byte, size)}
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range n {
-		deliver(t, q, m)
-		done(t, q, next(t, q, 1)...)
-	}
-	runtime.ReadMemStats(&after)
-	if got := after.TotalAlloc - before.TotalAlloc; got > n*size/2 {
-		t.Errorf("%d messages of %d bytes allocated %d bytes", n, size, got)
+	for _, burst := range []int{1, 50} {
+		q := open(t, config.Queue{})
+		msgs := make([]mqtt.Message, burst)
+		for i := range msgs {
+			msgs[i] = mqtt.Message{Topic: "t", Payload: make([]byte, size)}
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range n / burst {
+			deliver(t, q, msgs...)
+			done(t, q, next(t, q, burst)...)
+		}
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; got > n*size/2 {
+			t.Errorf("%d messages of %d bytes, %d at once, allocated %d bytes", n, size, burst, got)
+		}
 	}
 }
