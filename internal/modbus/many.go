@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -56,9 +57,12 @@ type one struct {
 }
 
 // many returns what serves the clients of a listener together; nil: they cannot be.
+// On one processor they are not: as long as a goroutine has something to do there,
+// the runtime looks for what came for all others every 10 ms only, and clients that
+// ask without a pause would slow down the polling.
 func (s *Server) many(f Framing) *many {
 	q, ok := s.Endpoint.(Quick)
-	if !ok || f != FramingTCP {
+	if !ok || f != FramingTCP || runtime.GOMAXPROCS(0) == 1 {
 		return nil
 	}
 	return &many{server: s, quick: q, all: make(map[*session]struct{})}
