@@ -35,6 +35,14 @@ func (p *patient) AppendQuick(ctx context.Context, dst []byte, unit UnitID, req 
 	return p.memory.AppendQuick(ctx, dst, unit, req)
 }
 
+// together has the clients of a server share a goroutine, on one processor too.
+func together(t *testing.T) {
+	if n := runtime.GOMAXPROCS(0); n == 1 {
+		runtime.GOMAXPROCS(2)
+		t.Cleanup(func() { runtime.GOMAXPROCS(n) })
+	}
+}
+
 func newPatient() *patient {
 	return &patient{memory: newMemory(200), asked: make(chan struct{}), let: make(chan struct{})}
 }
@@ -42,6 +50,7 @@ func newPatient() *patient {
 // What takes long holds up who asked it, whose later requests wait for it, and
 // nobody else.
 func TestManySlowRequest(t *testing.T) {
+	together(t)
 	p := newPatient()
 	addr := serve(t, &Server{Endpoint: p}, FramingTCP)
 	a, b := dial(t, addr), dial(t, addr)
@@ -61,6 +70,7 @@ func TestManySlowRequest(t *testing.T) {
 // A client that takes no answers is read no further, and loses none of them when
 // it does.
 func TestManyUntaken(t *testing.T) {
+	together(t)
 	p := newPatient()
 	s := &Server{Endpoint: p}
 	addr := serve(t, s, FramingTCP)
@@ -94,6 +104,7 @@ func TestManyUntaken(t *testing.T) {
 
 // A client may say that it has asked all, and is answered still.
 func TestManyHalfClosed(t *testing.T) {
+	together(t)
 	s := &Server{Endpoint: newPatient()}
 	addr := serve(t, s, FramingTCP)
 	for range 50 {
@@ -113,6 +124,7 @@ func TestManyHalfClosed(t *testing.T) {
 
 // The end waits for nobody, whatever each is at.
 func TestManyStop(t *testing.T) {
+	together(t)
 	before := runtime.NumGoroutine()
 	p := newPatient()
 	s := &Server{Endpoint: p}
@@ -151,6 +163,7 @@ func TestManyStop(t *testing.T) {
 
 // A request is silence no more than an answer that took long.
 func TestManyIdle(t *testing.T) {
+	together(t)
 	p := newPatient()
 	addr := serve(t, &Server{Endpoint: p, Idle: 300 * time.Millisecond}, FramingTCP)
 	c, mute := dial(t, addr), dial(t, addr)
@@ -165,6 +178,7 @@ func TestManyIdle(t *testing.T) {
 
 // Requests that are answered at once cost no memory.
 func TestManyAllocatesNothing(t *testing.T) {
+	together(t)
 	s := &Server{Endpoint: constant{}}
 	m := s.many(FramingTCP)
 	c := &session{tally: s.tallies.get("x"), since: time.Now()}
