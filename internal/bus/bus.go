@@ -256,7 +256,8 @@ func (b *Bus) Name() string { return b.cfg.Name }
 func (b *Bus) now() instant { return time.Since(b.start) }
 
 // Run polls and writes until ctx ends, then returns nil. What was read by then
-// is emitted; writes that were not sent fail. It may be called once.
+// is emitted; a write that was sent is given three seconds more to be answered;
+// writes that were not sent fail. It may be called once.
 func (b *Bus) Run(ctx context.Context) error {
 	if b.cfg.InFlight != 1 && b.cfg.Kind != config.Serial {
 		b.jobs = make(chan *op)
@@ -446,6 +447,11 @@ func (b *Bus) do(ctx context.Context, o *op) {
 	o.began = time.Now()
 	o.span.from = b.order.Add(1)
 	unit := o.d.cfg.Unit
+	if o.write != nil {
+		lasting, cancel := outlast(ctx, lastWrite)
+		defer cancel()
+		ctx = lasting
+	}
 	if b.hurrier != nil && o.write != nil && o.write.emergency {
 		o.resp, o.err = b.hurrier.DoUrgent(ctx, unit, o.req, o.timeout, o.d.cfg.Gap)
 	} else if b.timed != nil {
@@ -464,6 +470,20 @@ func (b *Bus) do(ctx context.Context, o *op) {
 		// What decodes it relies on this, whatever answered.
 		o.err = modbus.CheckResponse(o.req, o.resp)
 	}
+}
+
+// lastWrite is how long a write that is on its way when Run is to end has to be
+// answered: without it nobody would know whether the device has acted.
+const lastWrite = 3 * time.Second
+
+// outlast returns a context that ends d after ctx does.
+func outlast(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	lasting, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	unhook := context.AfterFunc(ctx, func() {
+		t := time.AfterFunc(d, cancel)
+		context.AfterFunc(lasting, func() { t.Stop() })
+	})
+	return lasting, func() { unhook(); cancel() }
 }
 
 // dispatch has a worker do o.

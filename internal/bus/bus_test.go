@@ -2,6 +2,7 @@ package bus
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -490,6 +491,37 @@ func TestStopLosesNothing(t *testing.T) {
 				t.Error("a read after the end succeeds")
 			}
 		})
+	}
+}
+
+// A write that is on its way when the bus is told to stop is answered: done, or
+// not within the time that is left.
+func TestStopWaitsForTheWrite(t *testing.T) {
+	for _, inFlight := range []int{1, 4} {
+		for _, tt := range []struct{ turnaround, ends time.Duration }{{900 * time.Millisecond, 890 * time.Millisecond}, {time.Minute, lastWrite}} {
+			bubble(t, func(t *testing.T) {
+				w := newWire(1)
+				w.turnaround = tt.turnaround
+				d := dev("d", 1, writable(holding(3, point.Uint16), 6))
+				d.Points[0].Every, d.Timeout = point.Never, 2*time.Minute
+				r := start(t, tcpBus(inFlight), []config.Device{d}, w)
+				written := make(chan error, 1)
+				go func() { written <- r.bus.Write(context.Background(), d.Points[0].ID, point.IntValue(7)) }()
+				time.Sleep(10 * time.Millisecond)
+				begun := time.Now()
+				r.stop()
+				if took := time.Since(begun); took != tt.ends {
+					t.Errorf("stopping took %v, want %v", took, tt.ends)
+				}
+				err := <-written
+				if done := tt.ends < lastWrite; (err == nil) != done {
+					t.Errorf("the write: %v", err)
+				}
+				if errors.Is(err, ErrStopped) {
+					t.Error("it was sent, and says that it was not")
+				}
+			})
+		}
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -441,12 +442,16 @@ func TestWriteGivenUp(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 
-		// The bus stops.
+		// The bus stops: the one that is on the wire is waited for, the others are not sent.
 		time.Sleep(time.Second)
 		var all sync.WaitGroup
+		var sent atomic.Int32
 		for range 3 {
 			all.Go(func() {
-				if err := r.bus.Write(t.Context(), "d.w", point.IntValue(2)); !errors.Is(err, context.Canceled) {
+				switch err := r.bus.Write(t.Context(), "d.w", point.IntValue(2)); {
+				case errors.Is(err, modbus.ErrNoResponse):
+					sent.Add(1)
+				case !errors.Is(err, ErrStopped):
 					t.Errorf("error %v", err)
 				}
 			})
@@ -454,6 +459,9 @@ func TestWriteGivenUp(t *testing.T) {
 		synctest.Wait()
 		r.stop()
 		all.Wait()
+		if n := sent.Load(); n != 1 {
+			t.Errorf("%d were sent, want 1", n)
+		}
 		if err := r.bus.Write(t.Context(), "d.w", point.IntValue(2)); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v", err)
 		}
