@@ -56,7 +56,6 @@ type remote struct {
 	inbox   chan request
 	answers map[string]remoteAnswer // last ones, by id
 	order   []string                // of the ids, the oldest first
-	trying  bool
 }
 
 // request is a message that asks for a change, and what is needed to answer it.

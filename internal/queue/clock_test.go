@@ -118,17 +118,17 @@ var may = time.Date(2026, 5, 4, 3, 2, 1, 0, time.UTC)
 // A board that wakes in 1970, with no uplink: what it keeps is put right once the
 // clock is set, in memory, in the file, and after a restart of the process.
 func TestStartIn1970(t *testing.T) {
-	cfg := config.Queue{MaxAge: time.Hour, Commit: 10 * time.Millisecond}
 	for _, where := range []string{"memory", "file", "next process", "next process that knows at once"} {
 		t.Run(where, func(t *testing.T) {
+			cfg := config.Queue{MaxAge: time.Hour, Commit: 10 * time.Millisecond}
+			if where == "memory" {
+				cfg.Commit = time.Minute
+			}
 			dir := t.TempDir()
 			d := newDay(7)
 			d.set(time.Unix(100, 0))
 			c := d.clock()
 			q, stop := with(t, dir, cfg, c)
-			if where == "memory" {
-				q.cfg.Commit = time.Minute
-			}
 			for i := range 3 {
 				deliver(t, q, reading(c, i))
 			}

@@ -910,9 +910,7 @@ header:
 		seen = true
 		spaced = starts
 		line, _, _ := strings.Cut(s.text[s.i:], "\n")
-		if strings.HasSuffix(line, "\r") {
-			line = line[:len(line)-1]
-		}
+		line = strings.TrimSuffix(line, "\r")
 		out.WriteString(line)
 		s.i += len(line)
 		breaks = 0
