@@ -206,11 +206,3 @@ func (h head) write(p place) error {
 	_, err := h.file.WriteAt(fmt.Appendf(nil, "%020d %s\n", p.seq, p.hash), 0)
 	return err
 }
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}

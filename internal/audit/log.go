@@ -316,7 +316,7 @@ func (l *Log) begin(data []byte, last place) error {
 		err = os.Rename(path+temporary, path)
 	}
 	if err == nil {
-		err = syncDir(l.folder)
+		err = flash.SyncFolder(l.folder)
 	}
 	if err != nil {
 		// If it has its name already, the records in it were not promised, and

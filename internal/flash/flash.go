@@ -1,7 +1,7 @@
 // Package flash keeps the ledger of what the gateway writes to its disk: bytes
 // and syncs, since the start, in the last hour and in the last day. A card dies
 // of what is written to it, so whoever writes for long keeps one, and …/stats
-// shows the sum. It writes nothing itself.
+// shows the sum. WriteFile writes a small file whole.
 //
 // The type is Ledger.
 package flash

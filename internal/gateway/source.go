@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"fieldgate/internal/config"
+	"fieldgate/internal/flash"
 	"fieldgate/internal/publish"
 )
 
@@ -48,7 +49,7 @@ func NewSource(path, dir string) (*Source, error) {
 	if line, ok := firstLine(text); !ok || json.Unmarshal(line, s.cutOff) != nil {
 		s.cutOff = new(request) // it was cut while it was written: nobody was told of it
 	}
-	if err := errors.Join(os.Remove(s.trial()), syncFolder(dir)); err != nil {
+	if err := errors.Join(os.Remove(s.trial()), flash.SyncFolder(dir)); err != nil {
 		return s, fmt.Errorf("a change of settings from afar is not taken back: %w", err)
 	}
 	return s, nil
@@ -120,7 +121,7 @@ func (s *Source) stage(r request, layer map[string]json.RawMessage) error {
 		b = append(append(append(append(b, "\n  "...), name...), ": "...), layer[key]...)
 	}
 	b = append(b, "\n}\n"...)
-	if err := writeFile(s.trial(), b); err != nil {
+	if err := flash.WriteFile(s.trial(), b, nil); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -138,35 +139,7 @@ func (s *Source) end(keep bool) error {
 	defer s.mu.Unlock()
 	s.onTry = false
 	if !keep {
-		return errors.Join(os.Remove(s.trial()), syncFolder(s.dir))
+		return errors.Join(os.Remove(s.trial()), flash.SyncFolder(s.dir))
 	}
-	return errors.Join(os.Rename(s.trial(), Layer(s.dir)), syncFolder(s.dir))
-}
-
-// writeFile puts text into the file at path: whole or not at all.
-func writeFile(path string, text []byte) error {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	return syncFolder(filepath.Dir(path))
-}
-
-func syncFolder(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(os.Rename(s.trial(), Layer(s.dir)), flash.SyncFolder(s.dir))
 }

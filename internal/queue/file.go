@@ -147,7 +147,7 @@ func writeFile(path string, l *flash.Ledger, fill func(*bolt.Bucket) error) (*fi
 		err = os.Rename(temp, path)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = flash.SyncFolder(dir)
 	}
 	if err != nil {
 		f.close()
@@ -231,14 +231,6 @@ func exists(f *os.File) error {
 
 // ErrLocked says that another process uses the file.
 var ErrLocked = errors.New("another process uses it")
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
 
 // guard runs do and turns a panic, and a fault in mapped memory, into an error
 // that wraps ErrCorrupt.
@@ -525,5 +517,5 @@ func putAside(path string) (string, error) {
 	if err := os.Rename(path, aside); err != nil {
 		return "", err
 	}
-	return aside, syncDir(filepath.Dir(path))
+	return aside, flash.SyncFolder(filepath.Dir(path))
 }

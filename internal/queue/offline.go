@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fieldgate/internal/flash"
 )
 
 // The file of an uplink lies in the data directory as queue-NAME.db.
@@ -153,5 +155,5 @@ func Purge(dir, uplink string) error {
 	if err := os.Remove(path + ".new"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return syncDir(dir)
+	return flash.SyncFolder(dir)
 }

@@ -8,10 +8,10 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
+	"fieldgate/internal/flash"
 	"fieldgate/internal/point"
 )
 
@@ -125,7 +125,7 @@ func (s *Set) save(last bool) {
 	if !wanted || path == "" {
 		return
 	}
-	err := s.write(path, text)
+	err := flash.WriteFile(path, text, &s.ledger)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
@@ -144,30 +144,4 @@ func (s *Set) save(last bool) {
 	}
 	s.writeBy = s.writeBy.Add(saveAgain)
 	s.rouse(s.writeBy)
-}
-
-// write puts text into the file at path: whole or not at all.
-func (s *Set) write(path string, text []byte) error {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o640)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(temp, path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(temp))
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	page := int64(os.Getpagesize())
-	s.ledger.Add((int64(len(text))+page-1)/page*page, 2)
-	return errors.Join(d.Sync(), d.Close())
 }
