@@ -232,7 +232,7 @@ uplinks: { cloud: { url: "mqtt://%s", queue: { commit: %v } } }
 	if err := os.WriteFile(path, []byte(yaml), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var killed []time.Time
+	var killed, gone []time.Time // what is read between the two is of the process killed
 	for range kills {
 		flip(t, k, rnd)
 		gw := start(t, binary, "-c", path, "run", "--data", filepath.Join(dir, "data"))
@@ -245,6 +245,7 @@ uplinks: { cloud: { url: "mqtt://%s", queue: { commit: %v } } }
 		killed = append(killed, time.Now())
 		_ = gw.cmd.Process.Kill()
 		<-gw.done
+		gone = append(gone, time.Now())
 	}
 	open(t, k)
 	gw := start(t, binary, "-c", path, "run", "--data", filepath.Join(dir, "data"))
@@ -283,11 +284,11 @@ uplinks: { cloud: { url: "mqtt://%s", queue: { commit: %v } } }
 			continue
 		}
 		lost++
-		k, _ := slices.BinarySearchFunc(killed, at, time.Time.Compare)
-		if k == len(killed) {
+		k, _ := slices.BinarySearchFunc(gone, at, time.Time.Compare)
+		if k == len(gone) {
 			t.Fatalf("value %d, read at %v, is lost after the last kill", i+1, at)
 		}
-		age, delay, still := killed[k].Sub(at), machine.longest(killed[k]), standstill(polls, killed[:k+1])
+		age, delay, still := killed[k].Sub(at), machine.longest(killed[k]), standstill(polls, gone[:k], killed[k])
 		oldest, longest = max(oldest, age), max(longest, delay)
 		if limit := commit + waits*delay + 2*still; age > limit && over < 5 {
 			over++
@@ -301,13 +302,13 @@ uplinks: { cloud: { url: "mqtt://%s", queue: { commit: %v } } }
 	}
 }
 
-// standstill returns for how long no value was read by the process of the last kill.
-func standstill(polls, killed []time.Time) (longest time.Duration) {
-	kill := killed[len(killed)-1]
+// standstill returns for how long no value was read by the process of a kill; those
+// before are gone.
+func standstill(polls, gone []time.Time, kill time.Time) (longest time.Duration) {
 	to, _ := slices.BinarySearchFunc(polls, kill, time.Time.Compare)
 	next := kill
 	for i := to - 1; i >= 0; i-- {
-		if len(killed) > 1 && polls[i].Before(killed[len(killed)-2]) {
+		if len(gone) > 0 && polls[i].Before(gone[len(gone)-1]) {
 			break // of a process before
 		}
 		longest = max(longest, next.Sub(polls[i]))
