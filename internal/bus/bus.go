@@ -573,6 +573,10 @@ func (b *Bus) next(now instant) (*op, instant) {
 		}
 		if first == nil {
 			if b.asked == mostAsked {
+				if o := b.nextPass(); o != nil {
+					b.asked = 0 // so many of those, then one of these
+					return o, 0
+				}
 				o, at := b.nextAsk(now)
 				if o != nil {
 					return o, 0

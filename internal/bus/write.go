@@ -291,11 +291,11 @@ func (b *Bus) finishWrite(o *op, now instant) {
 	case errors.Is(o.err, modbus.ServerDeviceBusy) && w.busy < busyTries:
 		w.at = now + busyDelay(w.busy)
 		w.busy++
-		w.d.writer = nil
 		if w.modify {
 			w.n = 0 // the register may change meanwhile
 		}
 		if w.n == 0 {
+			w.d.writer = nil           // while an emergency must find, and end, one sent in part
 			w.state.Store(writeQueued) // nothing was written yet
 		}
 	case reading:

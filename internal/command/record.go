@@ -320,6 +320,7 @@ func (d *Desk) recount(r audit.Record, points []string, results []audit.Record, 
 // outcome is unknown.
 func (d *Desk) answerOrphans(ctx context.Context) {
 	for _, o := range d.orphans {
+		d.beat.Works() // each may wait for the disk
 		rec := o.record
 		rec.Event, rec.Status, rec.Reason = audit.Result, string(o.result.Status), o.result.Reason
 		d.note(rec)

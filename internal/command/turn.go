@@ -149,7 +149,7 @@ func (d *Desk) overtake(j *job) {
 				w.cancel()
 			}
 		}
-		for _, p := range d.book.Load().held {
+		for _, p := range d.book.Load().points { // a value held may sleep while its point has no reassert
 			if p.device.Name == device {
 				p.hold = holding{}
 			}

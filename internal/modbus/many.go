@@ -8,6 +8,7 @@ import (
 	"net"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"fieldgate/internal/quick"
@@ -36,6 +37,7 @@ type many struct {
 	server *Server
 	quick  Quick
 	poller *quick.Poller    // nil: there was no client yet
+	over   atomic.Bool      // run has ended: who comes now is served on its own
 	busy   sync.WaitGroup   // those who answer what takes longer
 	in     [4 * MaxTCP]byte // of the goroutine of the poller, as out is
 	out    [maxJoined]byte
@@ -71,7 +73,7 @@ func (s *Server) many(f Framing) *many {
 // take takes over the connection of a new client; false: it cannot be one of many.
 // What serves them all until ctx ends is counted by open.
 func (m *many) take(ctx context.Context, open *sync.WaitGroup, c *session) bool {
-	if _, tcp := c.from.(*net.TCPAddr); m == nil || !tcp {
+	if _, tcp := c.from.(*net.TCPAddr); m == nil || !tcp || m.over.Load() {
 		return false
 	}
 	if m.poller == nil {
@@ -93,6 +95,7 @@ func (m *many) take(ctx context.Context, open *sync.WaitGroup, c *session) bool 
 func (m *many) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { m.poller.Close() })()
 	m.poller.Run(m.tick)
+	m.over.Store(true)
 	m.busy.Wait()
 	m.mu.Lock()
 	defer m.mu.Unlock()
