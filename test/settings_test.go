@@ -30,7 +30,7 @@ site: { id: plant }
 buses: { plc: { tcp: "127.0.0.1:%d" } }
 devices: { press: { bus: plc, every: 100ms, points: { h10: { at: holding 10 } } } }
 uplinks: { cloud: { url: "mqtt://127.0.0.1:%d" } }
-settings: { from: cloud, allow: [devices.*.every, buses, uplinks.*.keepalive, uplinks.*.url], confirm: 4s }
+settings: { from: cloud, allow: [devices.*.every, buses.*.tcp, uplinks.*.keepalive, uplinks.*.url], confirm: 4s }
 web: false
 `, device, upstream.Port)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

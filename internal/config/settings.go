@@ -35,7 +35,7 @@ func settings(t *tables) value[*rawSettings] {
 		key("ack", func(s *rawSettings) *string { return &s.Ack }, template("a topic", statusPlaceholders, true), "Where they are answered. Default: the topic with /ack.").aka("answer"),
 		key("from", func(s *rawSettings) *[]string { return &s.From }, oneOrList(text("the name of an uplink, or local"), "names of uplinks, or local"), "Who may send them: names of uplinks; local is the embedded broker.").must().aka("uplink", "source"),
 		key("users", func(s *rawSettings) *[]string { return &s.Users }, oneOrList(text("a user of the embedded broker"), "users of the embedded broker"), "Users of the embedded broker who may. Default: all of them."),
-		key("allow", func(s *rawSettings) *[]string { return &s.Allow }, oneOrList(settingPattern(), "patterns over keys, such as devices.*.every"), "What they may change: keys with dots between them, * for any one, and all that is below them. Secrets, users, what may be written and by whom, and settings itself must be named in full.").must(),
+		key("allow", func(s *rawSettings) *[]string { return &s.Allow }, oneOrList(settingPattern(), "patterns over keys, such as devices.*.every"), "What they may change: keys with dots between them, * for any one, and all that is below them. Secrets, users, addresses, where points are, what may be written and by whom, and settings itself must be named in full.").must(),
 		key("confirm", func(s *rawSettings) *time.Duration { return &s.Confirm }, duration(time.Second, time.Hour), "How long a change is on trial: uplinks and devices must be as well as before at its end.").def("2m").aka("timeout"),
 	).value(t, "settings"), func(s *rawSettings) **node { return &s.at }))
 }
@@ -85,14 +85,22 @@ func (r *resolver) settingsKey() {
 	r.cfg.Settings = &s
 }
 
-// guarded is what a pattern must name in full to allow it.
+// guarded is what a pattern must name in full to allow it: who may write and read
+// what, and where a value comes from and a write goes. Whoever may move a point may
+// write any register by it.
 var guarded = []string{
 	"settings", "commands", "command_rules", "servers", "web", "broker.users", "broker.anonymous", "broker.anonymous_lan", "broker.listen",
-	"devices.*.points.*.write", "uplinks.*.url", "uplinks.*.proxy", "uplinks.*.username",
+	"buses.*.serial", "buses.*.tcp", "buses.*.udp", "buses.*.listen",
+	"devices.*.bus", "devices.*.unit", "devices.*.base", "devices.*.order", "devices.*.setup", "devices.*.profile",
+	"devices.*.points.*.write", "devices.*.points.*.at", "devices.*.points.*.type", "devices.*.points.*.order", "devices.*.points.*.byte",
+	"devices.*.points.*.bit", "devices.*.points.*.bits", "devices.*.points.*.scale", "devices.*.points.*.offset", "devices.*.points.*.decimals",
+	"devices.*.points.*.map", "devices.*.points.*.from", "devices.*.points.*.initial",
+	"uplinks.*.url", "uplinks.*.username", "uplinks.*.bridge",
 }
 
-// secrets are what is never shown, and guarded as well.
-var secrets = []string{"uplinks.*.password", "uplinks.*.azure_sas", "uplinks.*.tls", "broker.users", "broker.tls"}
+// secrets are what is never shown, and guarded as well. The address of a proxy may
+// hold a password.
+var secrets = []string{"uplinks.*.password", "uplinks.*.azure_sas", "uplinks.*.proxy", "uplinks.*.tls", "broker.users", "broker.tls"}
 
 // covers reports whether a pattern is of a key or of one above it: * stands for
 // any one key.

@@ -113,7 +113,7 @@ buses: { a: { tcp: "PLC", connect_timeout: 5s } }
 devices: { x: { bus: a, every: 20ms, timeout: 5s, points: { p: { at: holding 0, type: uint32 } } } }
 uplinks: { cloud: { url: "mqtt://127.0.0.1:1", username: u, password: { env: NONE } } }
 broker: { listen: mqtt://127.0.0.1:0, anonymous: true }
-settings: { from: local, allow: [devices.*.every, buses, uplinks, publish], confirm: 3s }
+settings: { from: local, allow: [devices.*.every, buses.*.tcp, uplinks, publish], confirm: 3s }
 web: false
 `
 
