@@ -192,6 +192,33 @@ func (r *resolver) bridgedCommands() {
 	}
 }
 
+// bridgedSettings holds the bridge rules against settings: what local clients send
+// must not come back as a change from an uplink.
+func (r *resolver) bridgedSettings() {
+	s := r.cfg.Settings
+	if s == nil || s.Topic == "" {
+		return
+	}
+	for i := range r.raw.uplinks {
+		u := &r.raw.uplinks[i]
+		if !slices.Contains(s.From, u.name) {
+			continue
+		}
+		r.in(u.name)
+		r.in("bridge")
+		for j, rule := range r.cfg.Uplinks[i].Bridge {
+			if rule.Filter == "" || !rule.Out || !filtersMeet(rule.Remote(), s.Topic) {
+				continue
+			}
+			r.path = append(r.path, step{index: j})
+			r.faultf(u.is.bridge[j].at, "what local clients publish would come back by %s as a change of settings from %s; write filters that do not overlap, or another settings.topic", s.Topic, u.name)
+			r.out()
+		}
+		r.out()
+		r.out()
+	}
+}
+
 // filtersMeet reports whether there is a topic that both filters match.
 func filtersMeet(a, b string) bool {
 	for {

@@ -54,6 +54,7 @@ func TestBridgeFaults(t *testing.T) {
 		{"our own broker", tcpBus + "broker: { anonymous: true, listen: mqtt://127.0.0.1:1884 }\nuplinks: { u: { url: mqtt://localhost:1884, bridge: [{ out: a }] } }", "uplinks.u.bridge: the uplink leads to this gateway's own broker (mqtt://localhost:1884), so that messages would go round for ever"},
 		{"in meets a command", commanded("[{ in: set/# }]", ""), "uplinks.u.bridge[0]: set/# and the command set/p have topics in common, and a broker may send their messages once for each, so that a command could be carried out twice"},
 		{"out comes back as a command", commanded("[{ out: p, remote_prefix: set/ }]", ""), "uplinks.u.bridge[0]: what local clients publish would come back by the command set/p; write filters that do not overlap, or from: without u"},
+		{"out comes back as settings", bridging("[{ both: config/# }]") + "\nsettings: { from: u, allow: devices.*.every }", "uplinks.u.bridge[0]: what local clients publish would come back by config/gw1/update as a change of settings from u; write filters that do not overlap, or another settings.topic"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			_, err := LoadBytes("f", []byte(tt.text))
@@ -65,6 +66,16 @@ func TestBridgeFaults(t *testing.T) {
 	}
 	if _, err := LoadBytes("f", []byte(commanded("[{ both: set/# }]", ", from: local"))); err != nil {
 		t.Errorf("a command of local clients only: %v", err)
+	}
+	for _, rest := range []string{"config/#, local_prefix: x/ }]|u", "config/# }]|local"} {
+		way, from, _ := strings.Cut(rest, "|")
+		text := bridging("[{ in: "+way) + "\nsettings: { from: " + from + ", allow: devices.*.every }"
+		if from == Local {
+			text = strings.Replace(text, "in:", "out:", 1)
+		}
+		if _, err := LoadBytes("f", []byte(text)); err != nil {
+			t.Errorf("settings from %s: %v", from, err)
+		}
 	}
 	for _, rules := range []string{
 		"[{ out: a/# }, { out: a/b, remote_prefix: x/ }]",                       // twice on purpose, by two names

@@ -83,6 +83,7 @@ func (r *resolver) resolve() *Config {
 	r.section("uplinks", r.bridgedCommands)
 	r.section("web", r.web)
 	r.section("settings", r.settingsKey)
+	r.section("uplinks", r.bridgedSettings)
 	r.cfg.Status = r.raw.status
 	r.cfg.Status.Topic = r.fillIn(r.raw.status.Topic, "")
 	r.cfg.Log = r.raw.log

@@ -123,7 +123,8 @@ func (c *comings) forget(devices []config.Device) {
 }
 
 // echoes returns a fault for each rule that publishes, on an uplink, where
-// commands come from there: each value would come back as a command to write it.
+// commands or settings come from there: each value would come back as a command to
+// write it, or as a change of settings.
 func echoes(cfg *config.Config, topics []publish.Topic) []config.Fault {
 	var faults []config.Fault
 	said := -1
@@ -133,6 +134,12 @@ func echoes(cfg *config.Config, topics []publish.Topic) []config.Fault {
 			continue
 		}
 		to := cfg.Publish[t.Rule].To
+		if s := cfg.Settings; s != nil && meets(to, s.From) && config.Overlap(s.Topic, config.LevelFilter(t.Name, "{Value}")) {
+			said = t.Rule
+			faults = append(faults, cfg.Fault(fmt.Sprintf("publish[%d].topic", t.Rule),
+				fmt.Sprintf("%s is published on %q, where settings come, so that it would come back as a change of them; write another topic", t.Points()[0], t.Name)))
+			continue
+		}
 		for j := range cfg.Commands {
 			c := &cfg.Commands[j]
 			if !meets(to, c.From) || !config.Overlap(c.Filter, config.LevelFilter(t.Name, "{Value}")) {

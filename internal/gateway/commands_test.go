@@ -22,6 +22,8 @@ broker: { anonymous: true }
 		{`commands: [ { topic: "s/+/p", write: d.p, from: local } ]`, ""}, // what we publish does not come back from there
 		{`{commands: [ { topic: "s/+/p", write: d.p, from: cloud } ], publish: [ { to: [other, local] } ]}`, ""},
 		{`{commands: [ { topic: "v/5", write: d.p } ], publish: [ { topic: "v/{Value}" } ]}`, `published on "v/{Value}", which is a topic of commands[0] too`},
+		{`{settings: { from: cloud, topic: s/d/p, allow: publish }, publish: [ { topic: "s/{device}/{point}" } ]}`, `d.p is published on "s/d/p", where settings come`},
+		{`{settings: { from: local, topic: s/d/p, allow: publish }, publish: [ { topic: "s/{device}/{point}" } ]}`, ""},
 		{`commands: [ { topic: "cmd/{device}/{point}", write: "{device}.{point}" } ]`, ""},
 	} {
 		path := filepath.Join(t.TempDir(), "f.yaml")
