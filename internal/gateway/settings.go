@@ -32,6 +32,8 @@ const (
 	remotePayload = 256 << 10 // bytes of a message
 	remoteMost    = 200       // settings in all
 	remoteIDs     = 256       // that are remembered
+	remoteID      = 128       // bytes of an id
+	remoteReason  = 2000      // bytes of a reason
 )
 
 // remoteEvent is what the audit log calls a change of settings.
@@ -125,6 +127,7 @@ func (g *Gateway) settings(a *assembly, via string) []uplink.Subscription {
 // say answers.
 func (r *remote) say(to request, a remoteAnswer) {
 	g := r.gateway
+	a.Reason = short(a.Reason)
 	a.ID, a.By, a.Time = to.ID, to.By, point.Timestamp(g.clock.Day(time.Now()))
 	if a.By == "" {
 		a.By = to.Via
@@ -180,6 +183,7 @@ func (r *remote) keep(id string, a remoteAnswer) {
 
 // end says and records what came of a request.
 func (r *remote) end(ctx context.Context, q request, a remoteAnswer) {
+	a.Reason = short(a.Reason)
 	if q.ID != "" {
 		r.keep(q.ID, a)
 	}
@@ -206,10 +210,19 @@ func (r *remote) record(ctx context.Context, q request, a remoteAnswer) error {
 		reason += ": " + strings.Join(a.Faults, "; ")
 	}
 	_, err := log.Append(limit, audit.Record{
-		Event: remoteEvent, ID: q.ID, By: q.By, Via: q.Via, Status: a.Status, Reason: reason,
+		Event: remoteEvent, ID: q.ID, By: q.By, Via: q.Via, Status: a.Status, Reason: short(reason),
 		Value: strings.Join(to, ", "), Previous: strings.Join(from, ", "), Ms: time.Since(q.at).Milliseconds(),
 	})
 	return err
+}
+
+// short cuts a reason to remoteReason bytes: it may hold what a sender wrote.
+func short(reason string) string {
+	if len(reason) <= remoteReason {
+		return reason
+	}
+	const cut = "…"
+	return strings.ToValidUTF8(reason[:remoteReason-len(cut)], "") + cut
 }
 
 // change is a request that was read.
@@ -241,7 +254,9 @@ func (r *remote) read(q *request) (c change, err error) {
 	if err := dec.Decode(&c); err != nil {
 		return c, fmt.Errorf(`it is not such an object: %w; write {"id":"…","set":{"devices.boiler.every":"5s"}}`, err)
 	}
-	q.ID = c.ID
+	if len(c.ID) <= remoteID { // no more of a sender's making is kept and recorded
+		q.ID = c.ID
+	}
 	o := command.Order{MaxAge: a.maxAge}
 	if c.Timestamp != nil {
 		o.Issued = *c.Timestamp
@@ -253,8 +268,8 @@ func (r *remote) read(q *request) (c change, err error) {
 	switch late := o.Late(q.at, g.clock.State() != clock.Unset); {
 	case dec.More():
 		return c, errors.New("more than one object is in it")
-	case c.ID == "" || len(c.ID) > 128:
-		return c, errors.New("it needs an id, of 128 bytes at most")
+	case c.ID == "" || len(c.ID) > remoteID:
+		return c, fmt.Errorf("it needs an id, of %d bytes at most", remoteID)
 	case late != "":
 		return c, errors.New(late)
 	case kept && o.Issued.IsZero():
@@ -442,7 +457,7 @@ func idOf(payload []byte) string {
 	var c struct {
 		ID string `json:"id"`
 	}
-	if json.Unmarshal(payload, &c) != nil {
+	if json.Unmarshal(payload, &c) != nil || len(c.ID) > remoteID {
 		return ""
 	}
 	return c.ID

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"fieldgate/internal/audit"
 	"fieldgate/internal/mqtt"
@@ -274,6 +275,22 @@ func TestLayerGivesWay(t *testing.T) {
 		}
 		if got := IntervalName(cfg.Devices[0].Points[0].Every); got != c.every || !warned {
 			t.Errorf("%s: every %s, warnings %v", name, got, cfg.Warnings)
+		}
+	}
+}
+
+// What a sender makes long is not kept so.
+func TestLongRequests(t *testing.T) {
+	if got := short(strings.Repeat("ü", remoteReason)); len(got) > remoteReason || len(got) < remoteReason-4 || !utf8.ValidString(got) || !strings.HasSuffix(got, "ü…") {
+		t.Errorf("%d bytes: %q", len(got), got)
+	}
+	a := follow(t, t.TempDir(), strings.Replace(afarText, "PLC", "127.0.0.1:1", 1))
+	a.send(`{"id":"`+strings.Repeat("x", 100_000)+`","set":{"devices.x.every":"1s"}}`, false)
+	a.send(`{"id":"u","`+strings.Repeat("x", 100_000)+`":1}`, false)
+	a.until("both are answered", func() bool { return len(a.answers("")) == 2 })
+	for i, why := range []string{"it needs an id, of 128 bytes at most", "it is not such an object"} {
+		if r := a.answers("")[i]; r.Status != remoteRejected || !strings.HasPrefix(r.Reason, why) || len(r.Reason) > remoteReason {
+			t.Errorf("%+v", r)
 		}
 	}
 }
