@@ -42,6 +42,13 @@ const remoteEvent = "settings"
 // trialLook is how often a trial looks whether the gateway moves.
 const trialLook = 250 * time.Millisecond
 
+// At its end a trial looks so often, that long apart, before something is worse: a
+// connection that is just being made again is not.
+const (
+	trialLooks = 5
+	trialAgain = 2 * time.Second
+)
+
 // The words of an answer.
 const (
 	remoteRejected = "rejected"
@@ -432,11 +439,20 @@ func (r *remote) restore(ctx context.Context) error {
 }
 
 // watch looks on until a trial is over, and says why it has failed: something
-// hangs, or at its end something is not as well as it was before.
+// hangs, or at its end, and for some seconds after it, something is not as well as
+// it was before.
 func (r *remote) watch(ctx context.Context, was Status, via string, over time.Time) (why string) {
 	look := time.NewTicker(trialLook)
 	defer look.Stop()
-	for time.Now().Before(over) {
+	for looks := 0; ; {
+		if !time.Now().Before(over) {
+			looks++
+			why = worse(was, r.gateway.Status(), via)
+			if why == "" || looks == trialLooks {
+				return why
+			}
+			over = time.Now().Add(trialAgain)
+		}
 		select {
 		case <-ctx.Done():
 			return ""
@@ -449,7 +465,6 @@ func (r *remote) watch(ctx context.Context, was Status, via string, over time.Ti
 			return err.Error()
 		}
 	}
-	return worse(was, r.gateway.Status(), via)
 }
 
 // idOf returns the id of a message that is refused unread.
@@ -483,10 +498,16 @@ func worse(was, is Status, via string) string {
 			continue
 		}
 		for _, d := range slices.Sorted(maps.Keys(now.Devices)) {
-			if before.Devices[d].State == bus.Online.String() && now.Devices[d].State != bus.Online.String() {
-				all = append(all, "device "+d+" is "+now.Devices[d].State+": "+now.Devices[d].Error)
+			if is := now.Devices[d]; before.Devices[d].State == bus.Online.String() && gone(is) {
+				all = append(all, "device "+d+" is "+is.State+": "+is.Error)
 			}
 		}
 	}
 	return strings.Join(all, "; ")
+}
+
+// gone reports whether a device does not answer. One that missed a poll may be back
+// with the next; one that was not asked yet, or never is, says nothing.
+func gone(d DeviceStatus) bool {
+	return d.State == bus.Offline.String() || d.State == bus.Unknown.String() && d.Polls > 0
 }

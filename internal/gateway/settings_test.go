@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"fieldgate/internal/audit"
+	"fieldgate/internal/bus"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/uplink"
 )
@@ -291,6 +292,22 @@ func TestLongRequests(t *testing.T) {
 	for i, why := range []string{"it needs an id, of 128 bytes at most", "it is not such an object"} {
 		if r := a.answers("")[i]; r.Status != remoteRejected || !strings.HasPrefix(r.Reason, why) || len(r.Reason) > remoteReason {
 			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// A device is worse when it is gone, not when it missed a poll or is not asked yet.
+func TestWorse(t *testing.T) {
+	with := func(state bus.State, polls uint64) Status {
+		return Status{Buses: map[string]BusStatus{"b": {Connected: true, Devices: map[string]DeviceStatus{"d": {State: state.String(), Polls: polls}}}}}
+	}
+	for _, c := range []struct {
+		state bus.State
+		polls uint64
+		worse bool
+	}{{bus.Online, 1, false}, {bus.Suspect, 1, false}, {bus.Offline, 1, true}, {bus.Unknown, 0, false}, {bus.Unknown, 1, true}} {
+		if why := worse(with(bus.Online, 9), with(c.state, c.polls), "local"); (why != "") != c.worse {
+			t.Errorf("%s after %d polls: %q", c.state, c.polls, why)
 		}
 	}
 }
