@@ -49,6 +49,9 @@ const (
 	trialAgain = 2 * time.Second
 )
 
+// restoreAgain is how long it is until what was before a trial is put to work again.
+const restoreAgain = 10 * time.Second
+
 // The words of an answer.
 const (
 	remoteRejected = "rejected"
@@ -305,7 +308,7 @@ func (r *remote) handle(ctx context.Context, q request) {
 		r.end(ctx, q, remoteAnswer{Status: remoteRejected, Reason: err.Error()})
 		return
 	}
-	a, cfg, topics := r.prepare(q, c)
+	a, was, next := r.prepare(q, c)
 	if a.Status == remoteRejected {
 		r.end(ctx, q, a)
 		return
@@ -316,17 +319,24 @@ func (r *remote) handle(ctx context.Context, q request) {
 		return
 	}
 	r.say(q, a)
-	r.try(ctx, q, a, cfg, topics)
+	r.try(ctx, q, a, was, next)
 }
 
-// prepare stages a change and loads the configuration with it.
-func (r *remote) prepare(q request, c change) (a remoteAnswer, cfg *config.Config, topics []publish.Topic) {
+// loaded is a configuration as Load returns it.
+type loaded struct {
+	cfg    *config.Config
+	topics []publish.Topic
+}
+
+// prepare loads the configuration as it is, stages a change, and loads it with
+// that.
+func (r *remote) prepare(q request, c change) (a remoteAnswer, was, next loaded) {
 	a.Status = remoteRejected
 	s := r.source
 	layer, err := s.layer()
 	if err != nil {
 		a.Reason = "what was changed before cannot be read: " + err.Error()
-		return a, nil, nil
+		return a, was, next
 	}
 	keys := slices.Collect(maps.Keys(layer))
 	if c.Reset {
@@ -344,20 +354,24 @@ func (r *remote) prepare(q request, c change) (a remoteAnswer, cfg *config.Confi
 	}
 	if len(layer) > remoteMost {
 		a.Reason = fmt.Sprintf("%d settings would be changed from afar, at most %d can be; take some of them back", len(layer), remoteMost)
-		return a, nil, nil
+		return a, was, next
 	}
 	slices.Sort(keys)
+	if was.cfg, was.topics, err = s.Load(); err != nil {
+		a.Reason = "the configuration is no good as it stands, so that nothing can be tried: " + err.Error()
+		return a, was, next
+	}
 	before, err := config.Values(s.path, Layer(s.dir), keys)
 	if err == nil {
 		err = s.stage(q, layer)
 	}
 	if err != nil {
 		a.Reason = "it cannot be staged: " + err.Error()
-		return a, nil, nil
+		return a, was, next
 	}
 	after, err := config.Values(s.path, s.trial(), keys)
 	if err == nil {
-		cfg, topics, err = s.Load()
+		next.cfg, next.topics, err = s.Load()
 	}
 	for _, key := range keys {
 		if before[key] != after[key] || config.IsSecret(key) {
@@ -371,18 +385,18 @@ func (r *remote) prepare(q request, c change) (a remoteAnswer, cfg *config.Confi
 			a.Faults = append(a.Faults, strings.TrimPrefix(f.Error(), ": "))
 		}
 		r.back(&a, "the configuration would be no good with it", remoteRejected)
-		return a, nil, nil
+		return a, was, next
 	}
 	if err != nil {
 		r.back(&a, err.Error(), remoteRejected)
-		return a, nil, nil
+		return a, was, next
 	}
-	if len(a.Diff) == 0 || cfg.Settings == nil { // the file may have changed just now
+	if len(a.Diff) == 0 || next.cfg.Settings == nil { // the file may have changed just now
 		r.back(&a, "it changes nothing", remoteRejected)
-		return a, nil, nil
+		return a, was, next
 	}
 	a.Status = remoteAccepted
-	return a, cfg, topics
+	return a, was, next
 }
 
 // back ends a trial, or what was staged for one, without it.
@@ -394,28 +408,30 @@ func (r *remote) back(a *remoteAnswer, reason, status string) {
 }
 
 // try puts a change to work, and confirms it or takes it back.
-func (r *remote) try(ctx context.Context, q request, a remoteAnswer, cfg *config.Config, topics []publish.Topic) {
+func (r *remote) try(ctx context.Context, q request, a remoteAnswer, was, next loaded) {
 	g := r.gateway
-	was := g.Status()
-	if _, err := g.Reload(ctx, cfg, topics); err != nil {
+	well := g.Status()
+	if _, err := g.Reload(ctx, next.cfg, next.topics); err != nil {
 		r.back(&a, "it cannot be put to work: "+err.Error(), remoteRejected)
 		r.end(ctx, q, a)
 		return
 	}
-	over := time.Now().Add(cfg.Settings.Confirm)
+	over := time.Now().Add(next.cfg.Settings.Confirm)
 	a.Status, a.Until = remoteApplied, point.Timestamp(g.clock.Day(over))
 	r.say(q, a)
 	g.log.Info("settings changed from afar, on trial", "id", q.ID, "by", q.By, "via", q.Via, "until", a.Until)
 
-	why := r.watch(ctx, was, q.Via, over)
+	why := r.watch(ctx, well, q.Via, over)
 	if ctx.Err() != nil {
 		return // the next start takes it back, and says so
 	}
 	if why != "" {
 		r.back(&a, why, remoteBack)
-		if err := r.restore(ctx); err != nil {
-			a.Reason += "; what was before cannot be put to work: " + err.Error()
-		}
+		r.restore(ctx, was, func(err error) {
+			told := a
+			told.Reason += "; what was before cannot be put to work yet: " + err.Error()
+			r.say(q, told)
+		})
 		g.log.Warn("settings from afar taken back", "id", q.ID, "reason", why)
 		r.end(ctx, q, a)
 		return
@@ -428,14 +444,32 @@ func (r *remote) try(ctx context.Context, q request, a remoteAnswer, cfg *config
 	r.end(ctx, q, a)
 }
 
-// restore puts the configuration without the trial to work.
-func (r *remote) restore(ctx context.Context) error {
-	cfg, topics, err := r.source.Load()
-	if err != nil {
-		return err
+// restore puts the configuration without the trial to work, as it stands now, or
+// was as it stood before it if there are faults in it meanwhile. It goes on until
+// that is so, or the gateway stops, and tells of the first failure.
+func (r *remote) restore(ctx context.Context, was loaded, tell func(error)) {
+	g := r.gateway
+	for first := true; ; first = false {
+		next := was
+		if cfg, topics, err := r.source.Load(); err == nil {
+			next = loaded{cfg, topics}
+		} else {
+			g.log.Warn("the configuration is no good, what it was before the trial is put to work", "err", err)
+		}
+		_, err := g.Reload(ctx, next.cfg, next.topics)
+		if err == nil || errors.Is(err, ErrNotRunning) || ctx.Err() != nil {
+			return
+		}
+		g.log.Error("what was before the trial cannot be put to work", "err", err, "again", restoreAgain)
+		if first {
+			tell(err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(restoreAgain):
+		}
 	}
-	_, err = r.gateway.Reload(ctx, cfg, topics)
-	return err
 }
 
 // watch looks on until a trial is over, and says why it has failed: something

@@ -311,3 +311,24 @@ func TestWorse(t *testing.T) {
 		}
 	}
 }
+
+// What was before a trial comes back though somebody is editing the file.
+func TestRestoreWithoutFile(t *testing.T) {
+	t.Parallel()
+	addr := plc(t, new(counting))
+	a := follow(t, t.TempDir(), strings.Replace(afarText, "PLC", addr, 1))
+	a.until("the bus is there", func() bool { return a.Status().Buses["a"].Connected })
+	a.send(`{"id":"bad","set":{"buses.a.tcp":"127.0.0.1:1"}}`, false)
+	a.last("bad", remoteApplied)
+	if err := os.WriteFile(a.path, []byte("buses: ["), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.last("bad", remoteBack)
+	if got := a.now.Load().wires[0].cfg.Address; got != addr {
+		t.Errorf("the bus is at %s", got)
+	}
+	a.send(`{"id":"next","set":{"devices.x.every":"10ms"}}`, false)
+	if r := a.last("next", remoteRejected); !strings.HasPrefix(r.Reason, "the configuration is no good as it stands") {
+		t.Error(r.Reason)
+	}
+}
