@@ -13,15 +13,22 @@ import (
 )
 
 // wayOf returns the uplink c with its queue, from next's and was's broker those of
-// was if they have the same settings.
+// was if they have the same settings. A queue whose file takes nothing keeps those
+// that it has.
 func (g *Gateway) wayOf(cfg *config.Config, c config.Uplink, next, was *assembly) (way, error) {
+	old := was.way(c.Name)
+	if old.queue != nil && old.cfg.Queue != c.Queue {
+		if fault := old.queue.Stats().Fault; fault != "" { // what is only in memory would be lost with it
+			g.log.Warn("the queue keeps its settings until its file takes messages again; reload then", "uplink", c.Name, "fault", fault)
+			c.Queue = old.cfg.Queue // which the next reload compares
+		}
+	}
 	w := way{cfg: c, name: c.Name, state: cfg.Status.Topic + "/state"}
 	if len(c.Bridge) > 0 {
 		for _, u := range cfg.Uplinks {
 			w.peers = append(w.peers, u.ClientID)
 		}
 	}
-	old := was.way(c.Name)
 	if old.uplink != nil && reflect.DeepEqual(old.cfg, c) && old.state == w.state && slices.Equal(old.peers, w.peers) &&
 		(old.bridge == nil || was.broker.Broker == next.broker.Broker) {
 		return old, nil
