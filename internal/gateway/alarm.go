@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,9 @@ const (
 	certWeek  = 7
 )
 
+// ofQueue is the alarms that are over when a queue says so.
+var ofQueue = []string{queue.Full, queue.Expired, queue.Damaged, queue.FileFault}
+
 // siren raises the alarms of the gateway itself and publishes their changes.
 type siren struct {
 	gateway *Gateway
@@ -45,7 +49,7 @@ func newSiren(g *Gateway) *siren {
 
 // reload takes note that the assembly next is in the place of was: what a
 // configuration itself is an alarm for is raised as long as it is what it is, and
-// an uplink that is gone has no alarms.
+// an uplink that is gone has no alarms, and a queue that is gone none of its own.
 func (s *siren) reload(was, next *assembly) {
 	now := time.Now()
 	for _, w := range next.ways {
@@ -60,11 +64,13 @@ func (s *siren) reload(was, next *assembly) {
 		})
 	}
 	for _, w := range was.ways {
-		if next.way(w.name).queue != nil {
+		another := next.way(w.name).queue
+		if another == w.queue {
 			continue
 		}
 		for _, a := range s.board.All() {
-			if _, of, _ := strings.Cut(a.Name, "."); of == w.name {
+			// Nobody would say that they are over. The queue in its place says what is so still.
+			if kind, of, _ := strings.Cut(a.Name, "."); of == w.name && (another == nil || slices.Contains(ofQueue, kind)) {
 				s.board.Clear(now, a.Name, a.Value)
 			}
 		}

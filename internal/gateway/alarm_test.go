@@ -199,3 +199,27 @@ func TestQueueFileAlarm(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The alarms of a queue end with it, even if its uplink stays.
+func TestAlarmsOfReplacedQueue(t *testing.T) {
+	g := opened(t, "site: { id: s }\nuplinks: { cloud: { url: mqtt://broker.example } }\n")
+	was := g.now.Load()
+	for _, kind := range []string{queue.Full, queue.FileFault, queue.PutAside} {
+		was.ways[0].queue.OnEvent(queue.Event{Kind: kind})
+	}
+	next := *was
+	next.ways = slices.Clone(was.ways)
+	next.ways[0].queue = new(queue.Queue)
+	g.siren.reload(was, &next)
+	g.siren.board.Step(time.Now())
+	g.siren.board.Step(time.Now().Add(2 * alarmHold))
+	var raised []string
+	for _, a := range g.siren.status() {
+		if kind, of, _ := strings.Cut(a.Name, "."); of == "cloud" && strings.HasPrefix(kind, "queue") {
+			raised = append(raised, kind)
+		}
+	}
+	if !slices.Equal(raised, []string{queue.PutAside}) {
+		t.Errorf("raised: %q", raised)
+	}
+}
