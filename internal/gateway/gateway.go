@@ -64,6 +64,9 @@ type Gateway struct {
 	parts   *group.Group
 	taps    []*tap
 	running bool
+
+	ending context.Context // ends when Run is to stop, and a reload with it
+	end    context.CancelFunc
 }
 
 // lasting is the parts that are the same in every assembly.
@@ -160,6 +163,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 		clock: clock.Open(dir, part(log, "clock", "")), pipeline: pipeline.New(),
 		image: regmap.NewImage(nil), scratch: new(bus.Scratch), plant: new(plant), parts: group.New(log), turn: make(chan struct{}, 1),
 	}
+	g.ending, g.end = context.WithCancel(context.Background())
 	g.herald, g.siren = newHerald(g), newSiren(g)
 	g.remote = &remote{gateway: g, inbox: make(chan request, remoteWaits), answers: make(map[string]remoteAnswer)}
 	g.plant.virtual = virtual.New(cfg.Devices, dir, g.pipeline.Emit, part(log, "virtual", ""))
@@ -301,7 +305,8 @@ func (g *Gateway) Run(ctx context.Context, ready func()) error {
 	case failed = <-g.parts.Failed():
 		g.log.Error("part failed, stopping", "err", failed)
 	}
-	g.turn <- struct{}{} // a reload that is under way ends soon, with its own context
+	g.end()
+	g.turn <- struct{}{} // a reload that is under way waits for nobody any more
 	defer func() { <-g.turn }()
 	g.running = false
 	if err := g.parts.Stop(context.Background(), stopLimit); err != nil {

@@ -62,15 +62,21 @@ var ErrNotRunning = errors.New("the gateway does not run")
 // an error all is as it was.
 //
 // Nothing that is read is lost. A queue that is gone stays on disk. When ctx ends,
-// nobody is waited for any more.
+// or Run is to stop, nobody is waited for any more.
 func (g *Gateway) Reload(ctx context.Context, cfg *config.Config, topics []publish.Topic) (Changes, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(g.ending, cancel)()
 	select {
 	case g.turn <- struct{}{}:
 		defer func() { <-g.turn }()
 	case <-ctx.Done():
+		if g.ending.Err() != nil {
+			return Changes{}, ErrNotRunning
+		}
 		return Changes{}, ctx.Err()
 	}
-	if !g.running {
+	if !g.running || g.ending.Err() != nil {
 		return Changes{}, ErrNotRunning
 	}
 	was := g.now.Load()

@@ -3,6 +3,7 @@ package gateway
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -489,5 +490,37 @@ func TestCommandsOfABusThatIsReplaced(t *testing.T) {
 		if !strings.Contains(string(m.Payload), `"status":"verified"`) {
 			t.Errorf("%s", m.Payload)
 		}
+	}
+}
+
+// A reload does not keep a gateway from stopping.
+func TestReloadEndsWithRun(t *testing.T) {
+	const text = "site: { id: s }\nuplinks: { u: { url: \"mqtt://127.0.0.1:1\" } }\nweb: false\n"
+	g := toRun(t, t.TempDir(), text)
+	ctx, stop := context.WithCancel(t.Context())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	go func() { ended <- g.Run(ctx, func() { close(ready) }) }() // ends with stop
+	<-ready
+	g.turn <- struct{}{} // a part that goes, and takes its time
+	g.parts.Start(append(g.list(g.now.Load().ways, g.now.Load()), group.NewPart("slow", func(ctx context.Context) error {
+		<-ctx.Done()
+		stop()
+		time.Sleep(5 * time.Second)
+		return nil
+	}))...)
+	<-g.turn
+	cfg, topics := load(t, text)
+	began := time.Now()
+	if _, err := g.Reload(context.Background(), cfg, topics); err != nil {
+		t.Error(err)
+	}
+	if slow := time.Since(began); slow > 3*time.Second {
+		t.Errorf("the reload took %v after the gateway was to stop", slow)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if _, err := g.Reload(context.Background(), cfg, topics); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("a reload afterwards: %v", err)
 	}
 }
