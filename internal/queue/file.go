@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -85,11 +86,9 @@ func openFile(path string, l *flash.Ledger, each func(seq uint64, record []byte,
 		if err != nil {
 			return err
 		}
-		var u unpacker
-		head, err = inspect(f, info.Size(), func(head uint64, key, value []byte) error {
-			old = old || last(key, value) < head
+		head, old, err = undone(f, info.Size(), func(seq uint64, record []byte, ok bool) error {
 			if each != nil {
-				u.unpack(key, value, head, each)
+				each(seq, record, ok)
 			}
 			return nil
 		})
@@ -104,6 +103,50 @@ func openFile(path string, l *flash.Ledger, each func(seq uint64, record []byte,
 	}
 	f.head, f.old = head, old
 	return f, nil
+}
+
+// undone inspects the bbolt file of size bytes in r and calls each, until it
+// returns an error, for every record that is not done, in order, as unpack does.
+// old says that there are values with none of them.
+//
+// Nothing but the records has a checksum: a head above them all, which no commit
+// leaves behind, is damaged, and counts as 0. What was done comes again then, which
+// is better than to lose what was not.
+func undone(r io.ReaderAt, size int64, each func(seq uint64, record []byte, ok bool) error) (head uint64, old bool, err error) {
+	var u unpacker
+	above := false
+	head, err = inspect(r, size, func(head uint64, key, value []byte) (err error) {
+		old = old || last(key, value) < head
+		above = headAbove(head, key, value)
+		u.unpack(key, value, head, func(seq uint64, record []byte, ok bool) {
+			if err == nil {
+				err = each(seq, record, ok)
+			}
+		})
+		return err
+	})
+	if err != nil || !above {
+		return head, old, err
+	}
+	_, err = inspect(r, size, func(head uint64, key, value []byte) (err error) {
+		u.unpack(key, value, 0, func(seq uint64, record []byte, ok bool) {
+			if err == nil && seq < head { // the others have been told
+				err = each(seq, record, ok)
+			}
+		})
+		return err
+	})
+	return 0, false, err
+}
+
+// headAbove reports whether a head is above all records of the last value, so that
+// it cannot be the head.
+func headAbove(head uint64, key, value []byte) bool {
+	most := last(key, value)
+	if !sound(key, value) { // nor can what it says be believed
+		most = max(most, binary.BigEndian.Uint64(key)+blockSpan)
+	}
+	return head > most
 }
 
 // createFile makes an empty file at path and opens it. Until it is whole and on
@@ -415,7 +458,9 @@ func (f *file) room(tx *bolt.Tx, puts []put) error {
 // nothing from there on, as many as one transaction takes.
 func (f *file) forget(tx *bolt.Tx, b *bolt.Bucket, below uint64) (_ *bolt.Bucket, more bool, err error) {
 	c := b.Cursor()
-	if k, v := c.Last(); k != nil && last(k, v) < below {
+	k, v := c.Last()
+	damaged := k != nil && headAbove(b.Sequence(), k, v)
+	if k != nil && last(k, v) < below {
 		// Nothing stays: pages are given back without being looked at.
 		if err := tx.DeleteBucket([]byte(bucketName)); err != nil {
 			return nil, false, err
@@ -444,7 +489,7 @@ func (f *file) forget(tx *bolt.Tx, b *bolt.Bucket, below uint64) (_ *bolt.Bucket
 			return nil, false, err
 		}
 	}
-	if below > b.Sequence() {
+	if below > b.Sequence() || damaged {
 		err = b.SetSequence(below)
 	}
 	return b, more, err

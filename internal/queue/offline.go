@@ -113,17 +113,12 @@ func readRecords(path string, each func(seq uint64, record []byte) error) (size 
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
 		return 0, 0, lockError(path, err)
 	}
-	var u unpacker
-	_, err = inspect(f, info.Size(), func(head uint64, key, value []byte) (err error) {
-		u.unpack(key, value, head, func(seq uint64, record []byte, ok bool) {
-			switch {
-			case !ok || !wellFormed(record):
-				damaged++
-			case err == nil:
-				err = each(seq, record)
-			}
-		})
-		return err
+	_, _, err = undone(f, info.Size(), func(seq uint64, record []byte, ok bool) error {
+		if !ok || !wellFormed(record) {
+			damaged++
+			return nil
+		}
+		return each(seq, record)
 	})
 	return info.Size(), damaged, err
 }
