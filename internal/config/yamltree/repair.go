@@ -53,9 +53,13 @@ func (r *repair) mend(slip *slip) (report []Error, again bool) {
 					r.text[i] = ' '
 				}
 			}
+			to := 0 // the end of the section found last
 			for _, tab := range tabs {
-				from, _ := r.section(tab.Place.Line - 1)
-				r.tried[from] = false
+				if line := tab.Place.Line - 1; line >= to {
+					var from int
+					from, to = r.section(line)
+					r.tried[from] = false
+				}
 			}
 			return tabs, true
 		}
@@ -113,10 +117,14 @@ func (r *repair) blank(from, to int) {
 	}
 }
 
-// tabs returns an error for each line whose indentation has a tab.
+// tabs returns an error for each line whose indentation has a tab, the first
+// mostErrors.
 func (src *source) tabs() []Error {
 	var errs []Error
 	for i, start := range src.lineStarts() {
+		if len(errs) == mostErrors {
+			break
+		}
 		rest := src.text[start:]
 		indent := rest[:len(rest)-len(strings.TrimLeft(rest, " \t"))]
 		tab := strings.IndexByte(indent, '\t')

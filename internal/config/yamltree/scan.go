@@ -83,8 +83,16 @@ func (s *scanner) tooDeep(depth int) bool {
 	return s.bad
 }
 
+// mostErrors is how many errors of one sort are told of a text: whoever has not
+// seen by then what is wrong with it will not by more of them, and each costs as
+// much as its line is long.
+const mostErrors = 100
+
 // report goes on after what is wrong at off.
 func (s *scanner) report(off int, text string) {
+	if len(s.errs) == mostErrors {
+		return
+	}
 	s.errs = append(s.errs, Error{s.src.place(off), text})
 }
 
@@ -601,13 +609,22 @@ func (s *scanner) plain(parent int, flow bool) *Node {
 	if s.bad || s.peek(0) == ':' {
 		return n
 	}
-	for s.more(parent, flow, n) {
+	var lines []byte // the text, once it has several
+	for breaks := s.more(parent, flow); breaks > 0; breaks = s.more(parent, flow) {
+		if lines == nil {
+			lines = append(lines, n.Text...)
+		}
+		lines = append(lines, fold(breaks)...)
+		lines = append(lines, s.plainLine(flow)...)
 		if s.peek(0) == ':' && !s.bad {
 			s.fail(s.i, "a colon with a space after it, in text that began on a line before", "put the text in quotes, or look at the indentation")
 		}
 		if s.bad {
 			return nil
 		}
+	}
+	if lines != nil {
+		n.Text = string(lines)
 	}
 	return n
 }
@@ -656,12 +673,11 @@ func (s *scanner) plainLine(flow bool) string {
 	}
 }
 
-// more reads another line of a plain scalar, if there is one, and adds it to
-// n's text.
-func (s *scanner) more(parent int, flow bool, n *Node) bool {
+// more goes to the next line of a plain scalar that has text. It returns how many
+// line breaks are before that, and 0 if there is none.
+func (s *scanner) more(parent int, flow bool) (breaks int) {
 	ahead := *s
 	ahead.spaces()
-	breaks := 0
 	for ahead.breakAt(ahead.i) > 0 {
 		ahead.i += ahead.breakAt(ahead.i)
 		ahead.line = ahead.i
@@ -669,21 +685,20 @@ func (s *scanner) more(parent int, flow bool, n *Node) bool {
 		ahead.spaces()
 	}
 	if breaks == 0 || ahead.end() || ahead.indent() <= parent {
-		return false
+		return 0
 	}
 	switch c := ahead.peek(0); {
 	case c == '#', flow && strings.IndexByte(",[]{}", c) >= 0, c == ':' && ahead.blank(1):
-		return false
+		return 0
 	}
 	if ahead.i = ahead.line; ahead.mark() {
-		return false
+		return 0
 	}
 	for range breaks {
 		s.newLine()
 	}
 	s.spaces()
-	n.Text += fold(breaks) + s.plainLine(flow)
-	return true
+	return breaks
 }
 
 // indent returns how many spaces the line begins with.

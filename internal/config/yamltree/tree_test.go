@@ -71,6 +71,63 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// TestHostile reads texts that take minutes as soon as anything in them is gone
+// through once for each of its parts. What counts is that it ends.
+func TestHostile(t *testing.T) {
+	const size = 2 << 20
+	t.Run("lines of a scalar", func(t *testing.T) {
+		const line = " x\n"
+		const n = size / len(line)
+		var s Set
+		root, errs := s.Parse("x", []byte("a:\n"+strings.Repeat(line, n)+"b: 1\n"))
+		if len(errs) > 0 {
+			t.Fatal(errs)
+		}
+		if _, a := root.Get("a"); a == nil || a.Text != strings.TrimSuffix(strings.Repeat("x ", n), " ") {
+			t.Error("the text of many lines is not what stands there")
+		}
+		if _, b := root.Get("b"); b == nil || b.Text != "1" {
+			t.Errorf("what follows is %v", b)
+		}
+	})
+	t.Run("errors in a line", func(t *testing.T) {
+		const item = "!t ä, "
+		var s Set
+		root, errs := s.Parse("x", []byte("a: ["+strings.Repeat(item, size/len(item))+"]\nb: 1\n"))
+		if len(errs) != mostErrors {
+			t.Fatalf("%d errors, want %d", len(errs), mostErrors)
+		}
+		for i, err := range errs {
+			want := fmt.Sprintf("x:1:%d: the tag !t has no meaning here; remove it", 5+6*i)
+			if err.Error() != want {
+				t.Errorf("error %d: %v, want %s", i, err, want)
+			}
+		}
+		if _, a := root.Get("a"); a.Len() != size/len(item) {
+			t.Errorf("%d items, want %d", a.Len(), size/len(item))
+		}
+	})
+	t.Run("lines with a tab", func(t *testing.T) {
+		const line = "\tb: 1\n"
+		var s Set
+		root, errs := s.Parse("x", []byte("a:\n"+strings.Repeat(line, size/len(line))+"c: @\nd: 1\n"))
+		if len(errs) != mostErrors+1 {
+			t.Fatalf("%d errors, want %d", len(errs), mostErrors+1)
+		}
+		for i, err := range errs[:mostErrors] {
+			if want := fmt.Sprintf("x:%d:1: a tab in the indentation", i+2); !strings.HasPrefix(err.Error(), want) {
+				t.Errorf("error %d: %v, want %s", i, err, want)
+			}
+		}
+		if err := errs[mostErrors]; err.Place.Line != size/len(line)+2 {
+			t.Errorf("after the tabs: %v", err)
+		}
+		if _, a := root.Get("a"); a == nil || a.Len() != size/len(line) {
+			t.Errorf("a has not the %d keys that stand there", size/len(line))
+		}
+	})
+}
+
 func TestNodes(t *testing.T) {
 	var s Set
 	root, errs := s.Parse("x", []byte("a: &m {b: 'it''s', c: \"x\\n\"}\nd: [1, ~, *m, null]\ne: |\n  y\n"))
