@@ -315,6 +315,9 @@ func TestCrashImages(t *testing.T) {
 				data = append(data, at)
 			}
 		}
+		if len(wantBefore)+len(wantAfter) == 0 && bytes.Equal(before, after) {
+			continue // all that came was done at once: there was nothing to write
+		}
 		if len(meta) != 1 {
 			t.Fatalf("%d meta pages changed in one commit", len(meta))
 		}
