@@ -1,6 +1,8 @@
 package command
 
 import (
+	"time"
+
 	"fieldgate/internal/config"
 	"fieldgate/internal/point"
 )
@@ -15,7 +17,16 @@ type book struct {
 	held     []*place                    // those whose values are written again
 	setups   map[string][]config.Setting // by device
 	losses   []lossPoint
+	lockAge  time.Duration // a lock that was read longer ago cannot be seen; 0: any age
 }
+
+// A lock that is polled is believed for a few of its intervals, and some time in
+// which its bus has other things to do. A device whose polling is paused shows
+// what it showed before.
+const (
+	lockPolls    = 3
+	lockPatience = 10 * time.Second
+)
 
 // Change makes the Desk work by another configuration; the arguments are those
 // of Options. What is waiting or being done goes on as it was checked, ids and
@@ -43,6 +54,9 @@ func (d *Desk) Change(devices []config.Device, commands []config.Command, rules 
 		}
 		for j := range dev.Points {
 			p := &dev.Points[j]
+			if p.ID == rules.Lock && dev.Bus != "" && p.Every >= 0 {
+				b.lockAge = lockPolls*time.Duration(p.Every) + lockPatience
+			}
 			if p.Write == nil && !targets[p.ID] {
 				continue
 			}

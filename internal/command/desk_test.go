@@ -30,6 +30,7 @@ type plant struct {
 	log    []string                  // executed writes
 	took   []string                  // requested writes, in order of the call
 	delay  map[string]time.Duration  // of a device
+	paused bool                      // nothing is polled: what was read stays as old as it is
 	write  func(id point.ID, v point.Value) (done bool, err error)
 	read   func(id point.ID) error
 }
@@ -99,6 +100,9 @@ func (p *plant) Last(id point.ID) (point.Sample, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, ok := p.last[id]
+	if !p.paused {
+		s.Time = time.Now() // it is polled
+	}
 	return s, ok
 }
 

@@ -3,6 +3,7 @@ package command
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"fieldgate/internal/point"
 )
@@ -12,12 +13,13 @@ import (
 // The lock itself may be written, where its own settings let it: else nobody
 // could open one that is a virtual point.
 func (d *Desk) locked(id point.ID) string {
-	lock := d.book.Load().rules.Lock
+	b := d.book.Load()
+	lock := b.rules.Lock
 	if lock == "" || id == lock {
 		return ""
 	}
 	s, ok := d.o.Last(lock)
-	if !ok || s.Quality == point.Bad {
+	if !ok || s.Quality == point.Bad || b.lockAge > 0 && time.Since(s.Time) > b.lockAge {
 		return fmt.Sprintf("it cannot be seen whether %s locks it on site", lock)
 	}
 	if on, ok := s.Value.Float64(); !ok || on != 0 {

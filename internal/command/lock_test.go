@@ -36,6 +36,14 @@ func TestLock(t *testing.T) {
 		}
 		d.plant.delay["boiler"] = 0
 		turn(false)
+
+		// While its device is not polled nobody sees whether it is turned.
+		d.want("cmd/boiler/level", `{"value":7,"id":"d"}`, `"verified"`)
+		d.plant.mu.Lock()
+		d.plant.paused = true
+		d.plant.mu.Unlock()
+		time.Sleep(time.Minute)
+		d.want("cmd/boiler/level", `{"value":8,"id":"e"}`, "it cannot be seen whether pump-3.speed locks it on site")
 		agree(t, d)
 	})
 }
