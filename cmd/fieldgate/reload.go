@@ -68,6 +68,7 @@ func (r *reloader) run(ctx context.Context, stop func()) {
 // reload reads the file and puts it to work, or says what is wrong with it and
 // changes nothing.
 func (r *reloader) reload(ctx context.Context) {
+	defer r.source.Hold()()
 	cfg, topics, err := r.source.Load()
 	var faults config.Faults
 	if errors.As(err, &faults) {

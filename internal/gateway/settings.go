@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"fieldgate/internal/audit"
@@ -308,6 +309,8 @@ func (r *remote) handle(ctx context.Context, q request) {
 		r.end(ctx, q, remoteAnswer{Status: remoteRejected, Reason: err.Error()})
 		return
 	}
+	release := sync.OnceFunc(r.source.Hold())
+	defer release()
 	a, was, next := r.prepare(q, c)
 	if a.Status == remoteRejected {
 		r.end(ctx, q, a)
@@ -319,7 +322,7 @@ func (r *remote) handle(ctx context.Context, q request) {
 		return
 	}
 	r.say(q, a)
-	r.try(ctx, q, a, was, next)
+	r.try(ctx, q, a, was, next, release)
 }
 
 // loaded is a configuration as Load returns it.
@@ -407,11 +410,14 @@ func (r *remote) back(a *remoteAnswer, reason, status string) {
 	}
 }
 
-// try puts a change to work, and confirms it or takes it back.
-func (r *remote) try(ctx context.Context, q request, a remoteAnswer, was, next loaded) {
+// try puts a change to work, and confirms it or takes it back. The source is held
+// until it is at work.
+func (r *remote) try(ctx context.Context, q request, a remoteAnswer, was, next loaded, release func()) {
 	g := r.gateway
 	well := g.Status()
-	if _, err := g.Reload(ctx, next.cfg, next.topics); err != nil {
+	_, err := g.Reload(ctx, next.cfg, next.topics)
+	release()
+	if err != nil {
 		r.back(&a, "it cannot be put to work: "+err.Error(), remoteRejected)
 		r.end(ctx, q, a)
 		return
@@ -450,13 +456,14 @@ func (r *remote) try(ctx context.Context, q request, a remoteAnswer, was, next l
 func (r *remote) restore(ctx context.Context, was loaded, tell func(error)) {
 	g := r.gateway
 	for first := true; ; first = false {
-		next := was
+		next, release := was, r.source.Hold()
 		if cfg, topics, err := r.source.Load(); err == nil {
 			next = loaded{cfg, topics}
 		} else {
 			g.log.Warn("the configuration is no good, what it was before the trial is put to work", "err", err)
 		}
 		_, err := g.Reload(ctx, next.cfg, next.topics)
+		release()
 		if err == nil || errors.Is(err, ErrNotRunning) || ctx.Err() != nil {
 			return
 		}

@@ -28,9 +28,18 @@ const (
 type Source struct {
 	path, dir string
 
+	work sync.Mutex // see Hold
+
 	mu     sync.Mutex
 	onTry  bool     // the layer is that of a trial
 	cutOff *request // whose trial an earlier process has left behind
+}
+
+// Hold keeps others from Load until release is called: what was loaded is at work,
+// or given up, before somebody loads the next, so that the newest is the last.
+func (s *Source) Hold() (release func()) {
+	s.work.Lock()
+	return s.work.Unlock
 }
 
 // NewSource returns the configuration at path with the settings in the data
