@@ -490,7 +490,7 @@ func TestFileIsMadeSmaller(t *testing.T) {
 	}
 	eventually(t, "small", func() bool {
 		info, err := os.Stat(r.file())
-		return err == nil && info.Size() < 1<<20
+		return err == nil && info.Size() < compactFrom
 	})
 	for i := range 10 {
 		deliver(t, r.Queue, msg(10+i))
