@@ -3,9 +3,7 @@ package test
 import (
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
 	"os/exec"
 	"strings"
 	"sync"
@@ -17,77 +15,6 @@ import (
 	"fieldgate/internal/mqtt/mosquittotest"
 	"fieldgate/internal/uplink"
 )
-
-// cable is a wire to a broker that can be pulled.
-type cable struct {
-	l      net.Listener
-	target string
-	wg     sync.WaitGroup
-
-	mu     sync.Mutex
-	pulled bool
-	conns  map[net.Conn]bool
-}
-
-func newCable(t *testing.T, target string) *cable {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := &cable{l: l, target: target, conns: make(map[net.Conn]bool)}
-	c.wg.Go(c.serve) // ends with the listener
-	t.Cleanup(func() {
-		_ = l.Close()
-		c.pull(true)
-		c.wg.Wait()
-	})
-	return c
-}
-
-// pull pulls the cable, or puts it back.
-func (c *cable) pull(out bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.pulled = out
-	for conn := range c.conns {
-		if out {
-			_ = conn.Close()
-		}
-	}
-}
-
-func (c *cable) serve() {
-	for {
-		near, err := c.l.Accept()
-		if err != nil {
-			return
-		}
-		far, err := net.Dial("tcp", c.target)
-		c.mu.Lock()
-		if err != nil || c.pulled {
-			_ = near.Close()
-			if err == nil {
-				_ = far.Close()
-			}
-			c.mu.Unlock()
-			continue
-		}
-		c.conns[near], c.conns[far] = true, true
-		c.mu.Unlock()
-		for _, way := range [][2]net.Conn{{near, far}, {far, near}} {
-			c.wg.Go(func() { // ends when either connection does
-				_, _ = io.Copy(way[0], way[1])
-				_ = way[0].Close()
-				_ = way[1].Close()
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				delete(c.conns, way[0])
-				delete(c.conns, way[1])
-			})
-		}
-	}
-}
 
 // machine is a client of the embedded broker that publishes one message after
 // the other, each until it is acknowledged.
@@ -123,14 +50,14 @@ func killLoop(t *testing.T, rounds int) {
 	// With QoS 2 mosquitto gives its subscriber messages of both QoS in another
 	// order than it got them, when there are many.
 	sub := up.Subscribe([]string{"cloud/#"}, "-q", "1")
-	link := newCable(t, up.Addr())
+	wire := newLink(t, up.Addr())
 	local := freePort(t)
 	dir := t.TempDir()
 	cfg := writeFile(t, "fieldgate.yaml", fmt.Sprintf(`
 site: { id: gw1 }
 uplinks: { cloud: { url: "mqtt://%s", queue: { commit: 1s }, bridge: [{ out: "#", local_prefix: out/, remote_prefix: cloud/, qos: 2 }] } }
 broker: { listen: "mqtt://127.0.0.1:%d", anonymous: true }
-`, link.l.Addr(), local))
+`, wire.Addr(), local))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var machines []*machine
@@ -141,13 +68,13 @@ broker: { listen: "mqtt://127.0.0.1:%d", anonymous: true }
 		publishing.Go(func() { m.publish(ctx, fmt.Sprintf("mqtt://127.0.0.1:%d", local)) })
 	}
 	for i := range rounds {
-		link.pull(rng.IntN(2) == 0)
+		flip(t, wire, rng)
 		gw := start(t, binary, "-c", cfg, "run", "--data", dir)
 		gw.log.waitFor(t, "msg=started")
 		life := time.Duration(rng.IntN(400)) * time.Millisecond
 		time.Sleep(life / 2) // the moments are the point of the test
 		if rng.IntN(2) == 0 {
-			link.pull(rng.IntN(2) == 0)
+			flip(t, wire, rng)
 		}
 		time.Sleep(life / 2)
 		if i == rounds-1 {
@@ -157,7 +84,7 @@ broker: { listen: "mqtt://127.0.0.1:%d", anonymous: true }
 		_ = gw.cmd.Process.Kill()
 		<-gw.done
 	}
-	link.pull(false)
+	open(t, wire)
 	gw := start(t, binary, "-c", cfg, "run", "--data", dir)
 	gw.log.waitFor(t, "msg=started")
 	total, missing := 0, make(map[string]bool)

@@ -294,9 +294,9 @@ func TestCommandsOverRestarts(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	addr, written := twin(t)
 	up := mosquittotest.Start(t, mosquittotest.Options{})
-	link := newCable(t, up.Addr())
+	wire := newLink(t, up.Addr())
 	dir := t.TempDir()
-	cfg := writeFile(t, "fieldgate.yaml", fmt.Sprintf(commandYAML, addr, fmt.Sprintf(`uplinks: { cloud: { url: "mqtt://%s" } }`, link.l.Addr())))
+	cfg := writeFile(t, "fieldgate.yaml", fmt.Sprintf(commandYAML, addr, fmt.Sprintf(`uplinks: { cloud: { url: "mqtt://%s" } }`, wire.Addr())))
 	url := "mqtt://" + up.Addr()
 	c := newCommander()
 	gw := start(t, binary, "-c", cfg, "run", "--data", dir)
@@ -308,9 +308,9 @@ func TestCommandsOverRestarts(t *testing.T) {
 			gw.log.waitFor(t, "msg=started")
 		},
 		'l': func() {
-			link.pull(true)
+			wire.Cut()
 			time.Sleep(50 * time.Millisecond)
-			link.pull(false)
+			open(t, wire)
 		},
 		'b': func() {
 			up.Kill()

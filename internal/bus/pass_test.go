@@ -33,7 +33,7 @@ func TestPassReachesAnyUnit(t *testing.T) {
 		if err != nil || fmt.Sprintf("% x", []byte(resp)) != "03 04 03 ed 03 ee" {
 			t.Errorf("% x, %v", []byte(resp), err)
 		}
-		if err := modbus.WriteRegister(as(t, "tool"), r.bus, 7, 5, 42); err != nil {
+		if _, err := modbus.Do(as(t, "tool"), r.bus, 7, modbus.WriteRegisterRequest(5, 42)); err != nil {
 			t.Error(err)
 		}
 		w.set(func() {
@@ -135,7 +135,7 @@ func TestPassAndWrites(t *testing.T) {
 		time.Sleep(time.Second)
 		for n := range uint16(50) {
 			before := time.Since(w.started) + 1 // what is emitted at this very moment may come first
-			if err := modbus.WriteRegister(as(t, "tool"), r.bus, 1, 2, n); err != nil {
+			if _, err := modbus.Do(as(t, "tool"), r.bus, 1, modbus.WriteRegisterRequest(2, n)); err != nil {
 				t.Fatal(err)
 			}
 			ended := time.Since(w.started)
@@ -153,7 +153,7 @@ func TestPassAndWrites(t *testing.T) {
 		for range 4 {
 			all.Go(func() {
 				for range 10 {
-					if err := modbus.WriteRegister(as(t, "tool"), r.bus, 1, 20, 0xFF); err != nil {
+					if _, err := modbus.Do(as(t, "tool"), r.bus, 1, modbus.WriteRegisterRequest(20, 0xFF)); err != nil {
 						t.Error(err)
 					}
 				}

@@ -59,21 +59,14 @@ func commandStatus(s command.Stats) *CommandStatus {
 }
 
 func writeCommands(w *metrics.Writer, c CommandStatus) {
-	for _, f := range []struct {
-		name string
-		help string
-		n    uint64
-	}{
-		{"received", "Commands, writes of PLCs and our own.", c.Received},
-		{"accepted", "Of them, let through by the checks.", c.Accepted},
-		{"duplicates", "Commands whose id was seen before, answered with the first answer.", c.Duplicates},
-		{"unchanged", "Commands not written because the device showed the value already.", c.Unchanged},
-		{"events", "Messages to the event log.", c.Events},
-		{"unrecorded", "Emergencies and outcomes that the disk did not take.", c.Unrecorded},
-	} {
-		w.Family("fieldgate_command_"+f.name+"_total", metrics.Counter, f.help)
-		w.Sample(float64(f.n))
-	}
+	writeTotals(w, "fieldgate_command_", "_total", metrics.Counter, []total{
+		{"received", "Commands, writes of PLCs and our own.", float64(c.Received)},
+		{"accepted", "Of them, let through by the checks.", float64(c.Accepted)},
+		{"duplicates", "Commands whose id was seen before, answered with the first answer.", float64(c.Duplicates)},
+		{"unchanged", "Commands not written because the device showed the value already.", float64(c.Unchanged)},
+		{"events", "Messages to the event log.", float64(c.Events)},
+		{"unrecorded", "Emergencies and outcomes that the disk did not take.", float64(c.Unrecorded)},
+	})
 	w.Family("fieldgate_command_waiting", metrics.Gauge, "Commands under way.")
 	w.Sample(float64(c.Waiting))
 	w.Family("fieldgate_command_outcomes_total", metrics.Counter, "What became of commands; see rejected for those that a check has refused.")

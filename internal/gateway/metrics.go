@@ -80,6 +80,21 @@ func writeFigures[P any](w *metrics.Writer, list []labelled[P], figures []figure
 	}
 }
 
+// total is one figure of a part of which there is one.
+type total struct {
+	name string // without what all of them begin and end with
+	help string
+	n    float64
+}
+
+// writeTotals writes families of one sample each.
+func writeTotals(w *metrics.Writer, prefix, suffix string, kind metrics.Kind, totals []total) {
+	for _, t := range totals {
+		w.Family(prefix+t.name+suffix, kind, t.help)
+		w.Sample(t.n)
+	}
+}
+
 // writeStates writes a family with a sample for every word, 1 for the one that
 // is so.
 func writeStates[P any](w *metrics.Writer, list []labelled[P], words []string, is func(P) string) {
@@ -217,46 +232,32 @@ func writeFlash(w *metrics.Writer, f FlashStatus) {
 }
 
 func writeBroker(w *metrics.Writer, b BrokerStatus) {
-	for _, f := range []struct {
-		name string
-		help string
-		n    uint64
-	}{
-		{"messages_in", "Messages from clients.", b.In},
-		{"messages_delivered", "Messages from the gateway itself.", b.Delivered},
-		{"messages_out", "Messages to clients.", b.Out},
-		{"received_bytes", "Bytes from clients.", b.BytesIn},
-		{"sent_bytes", "Bytes to clients.", b.BytesOut},
-		{"dropped", "Messages that a client did not keep up with.", b.Dropped},
-		{"connects", "Connections made.", b.Connects},
-		{"lost_connections", "Connections that ended without a DISCONNECT.", b.Lost},
-		{"stuck_connections", "Connections cut off because the client did not read.", b.Stuck},
-		{"malformed_connections", "Connections ended over what MQTT forbids.", b.Malformed},
-		{"panics", "Packets that caused a panic.", b.Panics},
-		{"evicted_connections", "Connections that made room before they said CONNECT.", b.Evicted},
-		{"refused_connects", "CONNECTs refused.", b.RefusedConnects},
-		{"refused_publishes", "Publishes refused.", b.RefusedPublishes},
-		{"refused_subscriptions", "Subscriptions refused.", b.RefusedSubscriptions},
-		{"refused_retained", "Messages passed on, but not retained.", b.RefusedRetained},
-	} {
-		w.Family("fieldgate_broker_"+f.name+"_total", metrics.Counter, f.help)
-		w.Sample(float64(f.n))
-	}
-	for _, f := range []struct {
-		name string
-		help string
-		n    float64
-	}{
+	writeTotals(w, "fieldgate_broker_", "_total", metrics.Counter, []total{
+		{"messages_in", "Messages from clients.", float64(b.In)},
+		{"messages_delivered", "Messages from the gateway itself.", float64(b.Delivered)},
+		{"messages_out", "Messages to clients.", float64(b.Out)},
+		{"received_bytes", "Bytes from clients.", float64(b.BytesIn)},
+		{"sent_bytes", "Bytes to clients.", float64(b.BytesOut)},
+		{"dropped", "Messages that a client did not keep up with.", float64(b.Dropped)},
+		{"connects", "Connections made.", float64(b.Connects)},
+		{"lost_connections", "Connections that ended without a DISCONNECT.", float64(b.Lost)},
+		{"stuck_connections", "Connections cut off because the client did not read.", float64(b.Stuck)},
+		{"malformed_connections", "Connections ended over what MQTT forbids.", float64(b.Malformed)},
+		{"panics", "Packets that caused a panic.", float64(b.Panics)},
+		{"evicted_connections", "Connections that made room before they said CONNECT.", float64(b.Evicted)},
+		{"refused_connects", "CONNECTs refused.", float64(b.RefusedConnects)},
+		{"refused_publishes", "Publishes refused.", float64(b.RefusedPublishes)},
+		{"refused_subscriptions", "Subscriptions refused.", float64(b.RefusedSubscriptions)},
+		{"refused_retained", "Messages passed on, but not retained.", float64(b.RefusedRetained)},
+	})
+	writeTotals(w, "fieldgate_broker_", "", metrics.Gauge, []total{
 		{"clients", "Clients connected.", float64(b.Clients)},
 		{"sessions", "Sessions, of clients connected or away.", float64(b.Sessions)},
 		{"subscriptions", "Subscriptions.", float64(b.Subscriptions)},
 		{"retained_messages", "Messages retained.", float64(b.Retained)},
 		{"backlog_bytes", "Bytes on their way to clients.", float64(b.BacklogBytes)},
 		{"saved", "1 while sessions and retained messages go to disk.", truth(b.Saved)},
-	} {
-		w.Family("fieldgate_broker_"+f.name, metrics.Gauge, f.help)
-		w.Sample(f.n)
-	}
+	})
 }
 
 func writeServers(w *metrics.Writer, servers map[string]ServerStatus) {

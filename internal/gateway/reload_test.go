@@ -24,6 +24,7 @@ import (
 	"fieldgate/internal/publish"
 	"fieldgate/internal/queue"
 	"fieldgate/internal/uplink"
+	"fieldgate/test/testlog"
 )
 
 // counting is a device whose registers all show the number of the read.
@@ -67,24 +68,7 @@ type reloading struct {
 	*Gateway
 	t   *testing.T
 	dir string
-	log *lockedLog
-}
-
-type lockedLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log *testlog.Log
 }
 
 // load is Load of a text.
@@ -104,7 +88,7 @@ func load(t *testing.T, text string) (*config.Config, []publish.Topic) {
 // running runs a gateway until the test ends.
 func running(t *testing.T, text string) *reloading {
 	t.Helper()
-	r := &reloading{t: t, dir: t.TempDir(), log: new(lockedLog)}
+	r := &reloading{t: t, dir: t.TempDir(), log: new(testlog.Log)}
 	cfg, topics := load(t, text)
 	g, err := Open(cfg, topics, r.dir, "test", slog.New(slog.NewTextHandler(r.log, nil)))
 	if err != nil {

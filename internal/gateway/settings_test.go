@@ -15,6 +15,7 @@ import (
 	"fieldgate/internal/bus"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/uplink"
+	"fieldgate/test/testlog"
 )
 
 // afar is a gateway whose settings a test changes by its embedded broker.
@@ -29,7 +30,7 @@ type afar struct {
 // follow runs a gateway that follows its file.
 func follow(t *testing.T, dir, text string) *afar {
 	t.Helper()
-	a := &afar{reloading: &reloading{t: t, dir: dir, log: new(lockedLog)}, path: filepath.Join(dir, "fieldgate.yaml")}
+	a := &afar{reloading: &reloading{t: t, dir: dir, log: new(testlog.Log)}, path: filepath.Join(dir, "fieldgate.yaml")}
 	if err := os.WriteFile(a.path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -16,63 +16,6 @@ func ReadRegisters(ctx context.Context, ep Endpoint, unit UnitID, t Table, addr,
 	return Registers(req, resp), nil
 }
 
-// WriteCoil sets one coil (function 5).
-func WriteCoil(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, on bool) error {
-	_, err := Do(ctx, ep, unit, WriteCoilRequest(addr, on))
-	return err
-}
-
-// WriteCoils sets coils from addr on (function 15).
-func WriteCoils(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, values []bool) error {
-	if len(values) > MaxWriteBits {
-		return tooMany(WriteMultipleCoils, len(values), MaxWriteBits)
-	}
-	_, err := Do(ctx, ep, unit, WriteCoilsRequest(addr, values))
-	return err
-}
-
-// WriteRegister sets one holding register (function 6).
-func WriteRegister(ctx context.Context, ep Endpoint, unit UnitID, addr, v uint16) error {
-	_, err := Do(ctx, ep, unit, WriteRegisterRequest(addr, v))
-	return err
-}
-
-// WriteRegisters sets holding registers from addr on (function 16).
-func WriteRegisters(ctx context.Context, ep Endpoint, unit UnitID, addr uint16, values []uint16) error {
-	if len(values) > MaxWriteRegisters {
-		return tooMany(WriteMultipleRegisters, len(values), MaxWriteRegisters)
-	}
-	_, err := Do(ctx, ep, unit, WriteRegistersRequest(addr, values))
-	return err
-}
-
-// MaskWrite sets one holding register to (value AND and) OR (or AND NOT and)
-// (function 22).
-func MaskWrite(ctx context.Context, ep Endpoint, unit UnitID, addr, and, or uint16) error {
-	_, err := Do(ctx, ep, unit, MaskWriteRequest(addr, and, or))
-	return err
-}
-
-// ReadWrite writes values to holding registers from waddr on, then reads rn of
-// them from raddr on, in one request (function 23).
-func ReadWrite(ctx context.Context, ep Endpoint, unit UnitID, raddr, rn, waddr uint16, values []uint16) ([]uint16, error) {
-	if len(values) > MaxReadWriteRegisters {
-		return nil, tooMany(ReadWriteRegisters, len(values), MaxReadWriteRegisters)
-	}
-	req := ReadWriteRequest(raddr, rn, waddr, values)
-	resp, err := Do(ctx, ep, unit, req)
-	if err != nil {
-		return nil, err
-	}
-	return Registers(req, resp), nil
-}
-
-// tooMany is said before a request is built, because the count in a request has
-// too few bits for any number of values.
-func tooMany(f FunctionCode, n, limit int) error {
-	return &requestError{f, IllegalDataValue, fmt.Sprintf("quantity %d is outside 1-%d", n, limit)}
-}
-
 // Object is one object of a device's identification (APP 6.21).
 type Object struct {
 	ID    byte

@@ -30,30 +30,32 @@ func TestClientHelpers(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	ok(WriteRegister(ctx, m, 1, 5, 0xBEEF))
-	ok(WriteRegisters(ctx, m, 1, 6, []uint16{1, 2}))
+	do := func(unit UnitID, req PDU) error { return errOf(Do(ctx, m, unit, req)) }
+	ok(do(1, WriteRegisterRequest(5, 0xBEEF)))
+	ok(do(1, WriteRegistersRequest(6, []uint16{1, 2})))
 	check(read(HoldingRegisters, 4, 4), 0, 0xBEEF, 1, 2)
-	ok(MaskWrite(ctx, m, 1, 5, 0x00FF, 0x1200))
+	ok(do(1, MaskWriteRequest(5, 0x00FF, 0x1200)))
 	check(read(HoldingRegisters, 5, 1), 0x12EF)
-	ok(WriteCoil(ctx, m, 1, 3, true))
-	ok(WriteCoils(ctx, m, 1, 4, []bool{false, true, true, true, true, true, true, true, false, true}))
+	ok(do(1, WriteCoilRequest(3, true)))
+	ok(do(1, WriteCoilsRequest(4, []bool{false, true, true, true, true, true, true, true, false, true})))
 	check(read(Coils, 3, 11), 1, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1)
-	ok(WriteCoil(ctx, m, 1, 3, false))
+	ok(do(1, WriteCoilRequest(3, false)))
 	check(read(Coils, 3, 1), 0)
 	m.set(DiscreteInputs, 9, 1)
 	m.set(InputRegisters, 9, 77)
 	check(read(DiscreteInputs, 8, 3), 0, 1, 0)
 	check(read(InputRegisters, 9, 1), 77)
-	got, err := ReadWrite(ctx, m, 1, 6, 3, 7, []uint16{8, 9})
+	both := ReadWriteRequest(6, 3, 7, []uint16{8, 9})
+	resp, err := Do(ctx, m, 1, both)
 	ok(err)
-	check(got, 1, 8, 9) // the write comes first
+	check(Registers(both, resp), 1, 8, 9) // the write comes first
 
 	for name, err := range map[string]error{
 		"read":       errOf(ReadRegisters(ctx, m, 1, Coils, 0, 0)),
-		"coils":      WriteCoils(ctx, m, 1, 0, make([]bool, 1<<16+1)),
-		"registers":  WriteRegisters(ctx, m, 1, 0, make([]uint16, 1<<16+1)),
-		"nothing":    WriteRegisters(ctx, m, 1, 0, nil),
-		"read write": errOf(ReadWrite(ctx, m, 1, 0, 1, 0, make([]uint16, 1<<16+1))),
+		"coils":      do(1, WriteCoilsRequest(0, make([]bool, MaxWriteBits+1))),
+		"registers":  do(1, WriteRegistersRequest(0, make([]uint16, MaxWriteRegisters+1))),
+		"nothing":    do(1, WriteRegistersRequest(0, nil)),
+		"read write": do(1, ReadWriteRequest(0, 1, 0, make([]uint16, MaxReadWriteRegisters+1))),
 	} {
 		if !errors.Is(err, ErrInvalidRequest) {
 			t.Errorf("%s: %v, want ErrInvalidRequest", name, err)
@@ -61,9 +63,9 @@ func TestClientHelpers(t *testing.T) {
 	}
 	for name, err := range map[string]error{
 		"read":       errOf(ReadRegisters(ctx, m, 1, Coils, 999, 2)),
-		"write":      WriteRegister(ctx, m, 1, 1000, 0),
-		"mask":       MaskWrite(ctx, m, 1, 1000, 0, 0),
-		"read write": errOf(ReadWrite(ctx, m, 1, 0, 1, 1000, []uint16{0})),
+		"write":      do(1, WriteRegisterRequest(1000, 0)),
+		"mask":       do(1, MaskWriteRequest(1000, 0, 0)),
+		"read write": do(1, ReadWriteRequest(0, 1, 1000, []uint16{0})),
 	} {
 		if !errors.Is(err, IllegalDataAddress) {
 			t.Errorf("%s: %v, want exception 2", name, err)
@@ -74,10 +76,10 @@ func TestClientHelpers(t *testing.T) {
 		t.Errorf("a wrong answer: %v", err)
 	}
 	silent := endpointFunc(func(context.Context, UnitID, PDU) (PDU, error) { return nil, nil })
-	if err := WriteRegister(ctx, silent, Broadcast, 0, 1); err != nil {
+	if _, err := Do(ctx, silent, Broadcast, WriteRegisterRequest(0, 1)); err != nil {
 		t.Errorf("a broadcast: %v", err)
 	}
-	if err := WriteRegister(ctx, silent, 1, 0, 1); !errors.Is(err, ErrBadResponse) {
+	if _, err := Do(ctx, silent, 1, WriteRegisterRequest(0, 1)); !errors.Is(err, ErrBadResponse) {
 		t.Errorf("no answer to what is no broadcast: %v", err)
 	}
 }

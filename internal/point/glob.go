@@ -59,10 +59,6 @@ func (g Glob) Match(id ID) bool {
 	return matchGlob(g.pattern, string(id))
 }
 
-// MatchGlob reports whether id fits pattern. Use ParseGlob for a pattern that
-// is matched often.
-func MatchGlob(pattern string, id ID) bool { return matchGlob(pattern, string(id)) }
-
 // matchGlob goes back to the last * only, so it takes at most
 // len(pattern) × len(s) steps.
 func matchGlob(pattern, s string) bool {

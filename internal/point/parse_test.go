@@ -209,9 +209,6 @@ func TestGlob(t *testing.T) {
 		if got := ParseGlob(tt.pattern).Match(tt.id); got != tt.want {
 			t.Errorf("ParseGlob(%q).Match(%q) = %v", tt.pattern, tt.id, got)
 		}
-		if got := MatchGlob(tt.pattern, tt.id); got != tt.want {
-			t.Errorf("MatchGlob(%q, %q) = %v", tt.pattern, tt.id, got)
-		}
 	}
 	if !ParseGlob("a.b").Literal() || ParseGlob("a.*").Literal() || ParseGlob("a?*").String() != "a?*" {
 		t.Error("Literal or String")
@@ -230,9 +227,6 @@ func TestGlobLaw(t *testing.T) {
 		want := regexp.MustCompile("^(?s:" + re + ")$").MatchString(string(id))
 		if got := ParseGlob(pattern).Match(id); got != want {
 			t.Fatalf("ParseGlob(%q).Match(%q) = %v", pattern, id, got)
-		}
-		if got := MatchGlob(pattern, id); got != want {
-			t.Fatalf("MatchGlob(%q, %q) = %v", pattern, id, got)
 		}
 	})
 }

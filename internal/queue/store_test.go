@@ -16,32 +16,16 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
+	"fieldgate/test/testlog"
 )
 
 // running is a queue with a file, kept by Run.
 type running struct {
 	*Queue
 	t    testing.TB
-	log  *lockedLog
+	log  *testlog.Log
 	dir  string
 	stop func() // ends Run, as a stop of the gateway does
-}
-
-type lockedLog struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // start opens a queue in dir and runs it until the test ends.
@@ -51,7 +35,7 @@ func start(t testing.TB, dir string, cfg config.Queue) *running {
 
 func startWith(t testing.TB, dir string, cfg config.Queue, b bounds) *running {
 	t.Helper()
-	r := &running{t: t, log: &lockedLog{}, dir: dir}
+	r := &running{t: t, log: &testlog.Log{}, dir: dir}
 	q, err := Open(dir, "cloud", cfg, slog.New(slog.NewTextHandler(r.log, nil)))
 	if err != nil {
 		t.Fatal(err)

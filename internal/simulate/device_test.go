@@ -114,6 +114,12 @@ func TestDeviceRegisters(t *testing.T) {
 	}
 }
 
+// write asks unit 1 for one write.
+func write(d *Device, req modbus.PDU) error {
+	_, err := modbus.Do(context.Background(), d, 1, req)
+	return err
+}
+
 func TestDeviceWrites(t *testing.T) {
 	ctx := context.Background()
 	readOnly := at(t, "fixed", "holding 8", "uint16", "1")
@@ -122,24 +128,25 @@ func TestDeviceWrites(t *testing.T) {
 		at(t, "set", "holding 0", "uint16", "5"), at(t, "moves", "holding 4", "uint32", Wave{Shape: Linear, Max: 100}), readOnly,
 	}})
 	for name, err := range map[string]error{
-		"register":  modbus.WriteRegister(ctx, d, 1, 0, 6),
-		"registers": modbus.WriteRegisters(ctx, d, 1, 1, []uint16{7, 8}),
-		"coil":      modbus.WriteCoil(ctx, d, 1, 3, true),
-		"coils":     modbus.WriteCoils(ctx, d, 1, 4, []bool{true, false, true}),
-		"mask":      modbus.MaskWrite(ctx, d, 1, 0, 0xFFF0, 0x0001),
+		"register":  write(d, modbus.WriteRegisterRequest(0, 6)),
+		"registers": write(d, modbus.WriteRegistersRequest(1, []uint16{7, 8})),
+		"coil":      write(d, modbus.WriteCoilRequest(3, true)),
+		"coils":     write(d, modbus.WriteCoilsRequest(4, []bool{true, false, true})),
+		"mask":      write(d, modbus.MaskWriteRequest(0, 0xFFF0, 0x0001)),
 	} {
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if got, err := modbus.ReadWrite(ctx, d, 1, 0, 3, 1, []uint16{9}); err != nil || got[1] != 9 {
-		t.Errorf("read/write: %v, %v", got, err)
+	both := modbus.ReadWriteRequest(0, 3, 1, []uint16{9})
+	if resp, err := modbus.Do(ctx, d, 1, both); err != nil || modbus.Registers(both, resp)[1] != 9 {
+		t.Errorf("read/write: % x, %v", resp, err)
 	}
 	for name, err := range map[string]error{
-		"what moves":         modbus.WriteRegister(ctx, d, 1, 4, 0),
-		"half of what moves": modbus.WriteRegister(ctx, d, 1, 5, 0),
-		"across what moves":  modbus.WriteRegisters(ctx, d, 1, 3, []uint16{1, 2}),
-		"read only":          modbus.WriteRegister(ctx, d, 1, 8, 0),
+		"what moves":         write(d, modbus.WriteRegisterRequest(4, 0)),
+		"half of what moves": write(d, modbus.WriteRegisterRequest(5, 0)),
+		"across what moves":  write(d, modbus.WriteRegistersRequest(3, []uint16{1, 2})),
+		"read only":          write(d, modbus.WriteRegisterRequest(8, 0)),
 	} {
 		if !errors.Is(err, modbus.IllegalDataAddress) {
 			t.Errorf("%s: %v, want exception 2", name, err)
@@ -160,7 +167,7 @@ func TestDeviceWrites(t *testing.T) {
 		t.Errorf("functions %v", functions)
 	}
 	for i := range maxWrites + 10 {
-		if err := modbus.WriteRegister(ctx, d, 1, 20, uint16(i)); err != nil {
+		if err := write(d, modbus.WriteRegisterRequest(20, uint16(i))); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -209,7 +216,7 @@ func TestDeviceLimits(t *testing.T) {
 			t.Errorf("%v %d+%d: %v, want %v", c.table, c.addr, c.n, err, c.want)
 		}
 	}
-	if err := modbus.WriteRegister(ctx, d, 1, 20, 1); !errors.Is(err, modbus.IllegalDataAddress) {
+	if err := write(d, modbus.WriteRegisterRequest(20, 1)); !errors.Is(err, modbus.IllegalDataAddress) {
 		t.Errorf("a write into a hole: %v", err)
 	}
 	if s := (Span{modbus.HoldingRegisters, 10, 10}).String(); s != "holding 10-19" {
@@ -406,10 +413,10 @@ func TestDevices(t *testing.T) {
 	ctx := context.Background()
 	a, b := device(t, Settings{Unit: 1}), device(t, Settings{Unit: 2})
 	line := Devices{a, b}
-	if err := modbus.WriteRegister(ctx, line, 2, 0, 5); err != nil {
+	if _, err := modbus.Do(ctx, line, 2, modbus.WriteRegisterRequest(0, 5)); err != nil {
 		t.Error(err)
 	}
-	if err := modbus.WriteRegister(ctx, line, modbus.Broadcast, 1, 6); err != nil {
+	if _, err := modbus.Do(ctx, line, modbus.Broadcast, modbus.WriteRegisterRequest(1, 6)); err != nil {
 		t.Error(err)
 	}
 	if _, err := modbus.ReadRegisters(ctx, line, 3, modbus.Coils, 0, 1); !errors.Is(err, modbus.ErrNoResponse) {
@@ -420,7 +427,7 @@ func TestDevices(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
-	if err := modbus.WriteRegister(ended, line, modbus.Broadcast, 1, 7); !errors.Is(err, context.Canceled) {
+	if _, err := modbus.Do(ended, line, modbus.Broadcast, modbus.WriteRegisterRequest(1, 7)); !errors.Is(err, context.Canceled) {
 		t.Errorf("after the end: %v", err)
 	}
 }
@@ -432,7 +439,7 @@ func TestDeviceIsShared(t *testing.T) {
 		all.Go(func() {
 			for i := range 200 {
 				read(t, d, modbus.InputRegisters, 0, 2)
-				if err := modbus.WriteRegister(context.Background(), d, 1, uint16(g), uint16(i)); err != nil {
+				if err := write(d, modbus.WriteRegisterRequest(uint16(g), uint16(i))); err != nil {
 					t.Error(err)
 				}
 				d.Writes()

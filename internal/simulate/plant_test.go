@@ -381,14 +381,6 @@ func TestInFlight(t *testing.T) {
 		await(t, func() bool { return b.Stats().Clients == 0 })
 		exchange(t, connect(t, b), modbus.AppendTCP(nil, 1, 1, readTwo), resp(1))
 	})
-	for e, name := range excessNames {
-		if Excess(e).String() != name {
-			t.Errorf("Excess(%d) is %q", e, Excess(e))
-		}
-	}
-	if got := Excess(99).String(); got != "excess?" {
-		t.Error(got)
-	}
 }
 
 // TestLatency: an answer is never early, and seldom much late: a simulator that

@@ -30,14 +30,6 @@ const (
 
 var excessNames = [...]string{Queue: "queue", Ignore: "ignore", Close: "close", Mix: "mix"}
 
-// String returns the word of the plant's file.
-func (e Excess) String() string {
-	if int(e) < len(excessNames) {
-		return excessNames[e]
-	}
-	return "excess?"
-}
-
 // errClosed ends a connection on purpose.
 var errClosed = errors.New("closed by the simulated device")
 

@@ -6,7 +6,6 @@ package mosquittotest
 
 import (
 	"bufio"
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -31,6 +30,7 @@ import (
 
 	"fieldgate/test/child"
 	"fieldgate/test/port"
+	"fieldgate/test/testlog"
 )
 
 // patience is how long mosquitto may take to start, stop or deliver.
@@ -61,14 +61,14 @@ type Broker struct {
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 	ended  chan struct{} // closed when cmd has ended
-	output *lockedBuffer
+	output *testlog.Log
 }
 
 // Start runs a broker and returns once it takes connections. It fails the test
 // if mosquitto is missing or does not come up.
 func Start(t testing.TB, opts Options) *Broker {
 	t.Helper()
-	b := &Broker{dir: t.TempDir(), opts: opts, t: t, output: &lockedBuffer{}}
+	b := &Broker{dir: t.TempDir(), opts: opts, t: t, output: &testlog.Log{}}
 	t.Cleanup(func() {
 		b.Kill()
 		if t.Failed() {
@@ -297,7 +297,7 @@ func (b *Broker) Subscribe(filters []string, args ...string) *Subscriber {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	var errs lockedBuffer
+	var errs testlog.Log
 	cmd.Stderr = &errs
 	if err := child.Start(cmd); err != nil {
 		b.t.Fatal(err)
@@ -476,22 +476,4 @@ func freePort(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return n
-}
-
-// lockedBuffer takes a process's output while a test reads it.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
