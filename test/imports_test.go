@@ -38,7 +38,7 @@ var mayImport = map[string]string{
 	"bridge":   "mqtt config queue uplink broker",
 	"audit":    "clock flash",
 	"command":  "health clock modbus point mqtt config audit",
-	"quick":    "",
+	"quick":    "health",
 	"socket":   "",
 	"group":    "",
 	"systemd":  "",

@@ -58,6 +58,27 @@ type one struct {
 	away    bool      // another goroutine has it; guarded by many.mu
 }
 
+// pollers is those of a Server that run. The zero value is ready.
+type pollers struct {
+	mu  sync.Mutex
+	all map[*quick.Poller]struct{}
+}
+
+func (p *pollers) add(q *quick.Poller) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all == nil {
+		p.all = make(map[*quick.Poller]struct{})
+	}
+	p.all[q] = struct{}{}
+}
+
+func (p *pollers) remove(q *quick.Poller) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.all, q)
+}
+
 // many returns what serves the clients of a listener together; nil: they cannot be.
 // On one processor they are not: as long as a goroutine has something to do there,
 // the runtime looks for what came for all others every 10 ms only, and clients that
@@ -82,6 +103,7 @@ func (m *many) take(ctx context.Context, open *sync.WaitGroup, c *session) bool 
 			m.server.log().Warn("a client is served on its own", "client", c.from.String(), "err", err)
 			return false
 		}
+		m.server.pollers.add(m.poller)
 		open.Go(func() { m.run(ctx) }) // ends with ctx
 	}
 	if c.socket = m.poller.Take(c.conn, func(now time.Time) { c.turn(now) }); c.socket == nil {
@@ -95,6 +117,7 @@ func (m *many) take(ctx context.Context, open *sync.WaitGroup, c *session) bool 
 func (m *many) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, func() { m.poller.Close() })()
 	m.poller.Run(m.tick)
+	m.server.pollers.remove(m.poller)
 	m.over.Store(true)
 	m.busy.Wait()
 	m.mu.Lock()

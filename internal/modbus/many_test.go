@@ -176,6 +176,46 @@ func TestManyIdle(t *testing.T) {
 	expectClosed(t, c)
 }
 
+// An answer that does not come shows, as nobody else is answered meanwhile; one
+// that nobody asks for does not.
+func TestManyOverdue(t *testing.T) {
+	together(t)
+	e := &stuck{asked: make(chan bool), let: make(chan bool)}
+	s := &Server{Endpoint: e}
+	addr := serve(t, s, FramingTCP)
+	if owes := s.Overdue(); owes != 0 {
+		t.Errorf("owes since %v before the first client", owes)
+	}
+	c := dial(t, addr)
+	for range 3 {
+		c.Write(AppendTCP(nil, 1, 1, ReadRequest(HoldingRegisters, 0, 1)))
+		<-e.asked
+		time.Sleep(20 * time.Millisecond)
+		if owes := s.Overdue(); owes < 10*time.Millisecond {
+			t.Errorf("owes since %v while an answer does not come", owes)
+		}
+		e.let <- true
+		expect(t, c, AppendTCP(nil, 1, 1, PDU{3, 2, 0, 1}))
+		for end := time.Now().Add(patience); s.Overdue() > 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("owes since %v while nobody asks", s.Overdue())
+			}
+		}
+	}
+}
+
+// stuck is constant, but answers when it is told to.
+type stuck struct {
+	constant
+	asked, let chan bool
+}
+
+func (s *stuck) AppendQuick(ctx context.Context, dst []byte, unit UnitID, req PDU) ([]byte, error) {
+	s.asked <- true
+	<-s.let
+	return s.constant.AppendQuick(ctx, dst, unit, req)
+}
+
 // Requests that are answered at once cost no memory.
 func TestManyAllocatesNothing(t *testing.T) {
 	together(t)

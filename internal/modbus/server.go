@@ -55,6 +55,7 @@ type Server struct {
 
 	sessions sessions
 	tallies  tallies
+	pollers  pollers
 	counters struct{ accepted, refused, evicted, requests, exceptions, badFrames atomic.Uint64 }
 }
 
@@ -93,6 +94,18 @@ func (s *Server) Stats() ServerStats {
 		Exceptions: c.exceptions.Load(),
 		BadFrames:  c.badFrames.Load(),
 	}
+}
+
+// Overdue returns for how long a goroutine that answers several clients has been
+// owing its next step: to answer what has come takes it no time to speak of. It is
+// safe to call at any time.
+func (s *Server) Overdue() (longest time.Duration) {
+	s.pollers.mu.Lock()
+	defer s.pollers.mu.Unlock()
+	for p := range s.pollers.all {
+		longest = max(longest, p.Overdue())
+	}
+	return longest
 }
 
 // Clients returns the counts of each client, by its name. It remembers 64 of

@@ -13,6 +13,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"fieldgate/internal/health"
 )
 
 // Poller waits for many connections in one goroutine, that of Run. What it saves
@@ -23,6 +25,7 @@ type Poller struct {
 	file   *os.File // the same, as the runtime's poller waits for it
 	raw    syscall.RawConn
 	events [maxEvents]unix.EpollEvent // of the goroutine of Run
+	beat   health.Beat                // of Run
 
 	ticking sync.Mutex // held while the time of the next tick is set
 
@@ -63,8 +66,10 @@ func NewPoller() (*Poller, error) {
 // that it returned last, if that is not zero. It returns when the poller is
 // closed.
 func (p *Poller) Run(tick func(now time.Time) (next time.Time)) {
+	defer p.beat.Stops()
 	var again error
 	for again == nil || errors.Is(again, os.ErrDeadlineExceeded) {
+		p.beat.Works()
 		p.ticking.Lock() // a Tick comes before this or after it
 		p.file.SetReadDeadline(tick(time.Now()))
 		p.ticking.Unlock()
@@ -81,6 +86,10 @@ func (p *Poller) Tick() {
 	p.file.SetReadDeadline(time.Unix(1, 0)) // it has passed; an error would mean that nobody runs
 }
 
+// Overdue returns for how long Run has been owing its next step: to wait for the
+// sockets, or to look at them anew. It is safe for use by several goroutines.
+func (p *Poller) Overdue() time.Duration { return p.beat.Overdue() }
+
 // Close ends Run. The sockets stay as they are.
 func (p *Poller) Close() error {
 	p.mu.Lock()
@@ -95,8 +104,10 @@ func (p *Poller) turn(uintptr) (done bool) {
 	for range maxRounds {
 		n, _, err := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(p.epoll), uintptr(unsafe.Pointer(&p.events)), maxEvents, 0, 0, 0)
 		if err != 0 || n == 0 {
+			p.beat.Waits()
 			return false // EBADF: it is closed, as the runtime's poller will say
 		}
+		p.beat.Works()
 		now := time.Now()
 		for i := range p.events[:n] {
 			p.mu.Lock()

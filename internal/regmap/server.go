@@ -181,9 +181,9 @@ func (s *Server) runSerial(ctx context.Context) {
 }
 
 // Overdue returns for how long the server has been owing its next step: to wait
-// for the next client or datagram, or to open its port. What a request waits for
-// is another part's.
-func (s *Server) Overdue() time.Duration { return s.beat.Overdue() }
+// for the next client or datagram, to open its port, or to answer a read. What
+// other requests wait for is another part's.
+func (s *Server) Overdue() time.Duration { return max(s.beat.Overdue(), s.modbus.Overdue()) }
 
 // Stats is what a server saw.
 type Stats struct {
