@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"fieldgate/test/smalldisk"
 )
 
 // TestPrefixes opens the file cut at every byte after the record that the head
@@ -267,30 +269,10 @@ func appendForEver(dir string) {
 	select {}
 }
 
-// withDisk runs what test does with a folder whose file system is of size
-// bytes. Who may not mount does it in a name space of his own.
-func withDisk(t *testing.T, size int, test func(t *testing.T, dir string)) {
-	dir := t.TempDir()
-	err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size))
-	if err == nil {
-		t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-		test(t, dir)
-		return
-	}
-	if os.Getenv("FIELDGATE_TEST_UNSHARED") != "" {
-		t.Fatalf("mount in a name space of our own: %v", err)
-	}
-	cmd := exec.Command("unshare", "-Urm", os.Args[0], "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), "FIELDGATE_TEST_UNSHARED=1")
-	if out, uerr := cmd.CombinedOutput(); uerr != nil {
-		t.Fatalf("this test mounts a small file system: run it as root, or where user name spaces are allowed\n%v; %v\n%s", err, uerr, out)
-	}
-}
-
 // TestDiskFull fills the disk under the log: what cannot be recorded is
 // refused, readers read on, and when there is room again the gap is noted.
 func TestDiskFull(t *testing.T) {
-	withDisk(t, 256<<10, func(t *testing.T, dir string) {
+	smalldisk.Run(t, 256<<10, func(t *testing.T, dir string) {
 		var log bytes.Buffer
 		l, err := Open(dir, Options{FileBytes: 16 << 10}, slog.New(slog.NewTextHandler(&log, nil)))
 		if err != nil {
@@ -352,7 +334,7 @@ func TestDiskFull(t *testing.T) {
 // TestReadOnly starts on a disk that may only be read, as a failing card
 // becomes, and later is not.
 func TestReadOnly(t *testing.T) {
-	withDisk(t, 4<<20, func(t *testing.T, dir string) {
+	smalldisk.Run(t, 4<<20, func(t *testing.T, dir string) {
 		l := open(t, dir, Options{})
 		add(t, l, 0, 2)
 		remount := func(flags uintptr) {

@@ -179,17 +179,21 @@ func (b *Broker) Succeed(cfg config.Broker, log *slog.Logger) (*Broker, error) {
 // sessions and retained messages are loaded. After an error it is closed.
 func (b *Broker) Begin(dir string) error { return b.begin(dir) }
 
-// begin is Listen without the listeners, which are open. They are closed after
-// an error.
+// begin is Listen without the listeners, which are open. After an error the
+// broker is closed.
 func (b *Broker) begin(dir string) (err error) {
+	defer func() {
+		if err != nil {
+			b.closed.Store(true) // who has it already is told so
+			b.closeListeners()
+		}
+	}()
 	if b.cfg.Persist {
 		if b.store, err = openStore(dir, b.log); err != nil {
-			b.closeListeners()
 			return err
 		}
 	}
 	if err := b.serve(); err != nil {
-		b.closeListeners()
 		return errors.Join(err, b.store.close())
 	}
 	return nil
@@ -468,6 +472,9 @@ func (b *Broker) pace() {
 // Retained returns the payload of the message that is retained on topic, and
 // whether there is one. It is not to be changed.
 func (b *Broker) Retained(topic string) (payload []byte, ok bool) {
+	if b.closed.Load() {
+		return nil, false // or never begun
+	}
 	pk, ok := b.server.Topics.Retained.Get(topic)
 	return pk.Payload, ok
 }

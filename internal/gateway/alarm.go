@@ -246,8 +246,8 @@ func (s *siren) urgent(ctx context.Context, m mqtt.Message) {
 		}
 	}
 	a := s.gateway.now.Load()
-	if b := a.broker.Broker; b != nil {
-		note(b.Deliver(ctx, m))
+	if a.broker.Broker != nil {
+		note(s.gateway.toLocal(ctx, m))
 	}
 	for _, w := range a.ways {
 		if !w.cfg.NoStatus {

@@ -71,12 +71,12 @@ func (g *Gateway) subscriptions(a *assembly, name string) []uplink.Subscription 
 // answer sends an answer where the command came from: to what has that name by
 // now.
 func (g *Gateway) answer(via string, m mqtt.Message) {
-	a, err := g.now.Load(), errGone
-	if w := a.way(via); w.queue != nil {
+	err := errGone
+	if w := g.now.Load().way(via); w.queue != nil {
 		// It answers for something that was done: no power cut may take it.
 		err = w.queue.DeliverNow(context.Background(), m)
-	} else if b := a.broker.Broker; via == config.Local && b != nil {
-		err = b.Deliver(context.Background(), m)
+	} else if via == config.Local {
+		err = g.toLocal(context.Background(), m)
 	}
 	if err != nil {
 		g.log.Error("answer is lost", "to", via, "topic", m.Topic, "err", err)

@@ -57,6 +57,7 @@ type Gateway struct {
 	siren    *siren
 	remote   *remote
 	lasting  lasting
+	interim  interim
 
 	now atomic.Pointer[assembly]
 

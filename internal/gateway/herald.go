@@ -3,9 +3,11 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"sync"
 	"time"
 
+	"fieldgate/internal/broker"
 	"fieldgate/internal/bus"
 	"fieldgate/internal/config"
 	"fieldgate/internal/health"
@@ -185,7 +187,11 @@ func (h *herald) all(ctx context.Context, m mqtt.Message) {
 }
 
 func (h *herald) deliver(ctx context.Context, name string, sink mqtt.Sink, m mqtt.Message) {
-	if err := sink.Deliver(ctx, m); err != nil {
+	err := sink.Deliver(ctx, m)
+	if errors.Is(err, broker.ErrClosed) {
+		err = h.gateway.toLocal(ctx, m) // another one takes its place
+	}
+	if err != nil {
 		h.gateway.log.Debug("status not delivered", "to", name, "topic", m.Topic, "err", err)
 	}
 }

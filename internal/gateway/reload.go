@@ -91,8 +91,13 @@ func (g *Gateway) Reload(ctx context.Context, cfg *config.Config, topics []publi
 	// publishes change places: the feed keeps what is read meanwhile. Uplinks come
 	// last, since it may take them seconds to send what they have.
 	g.feed(next, was)
+	b := next.broker.Broker
+	follows := b != nil && was.broker.Broker != nil && b != was.broker.Broker
+	if follows {
+		g.interim.begin(was.broker.Broker)
+	}
 	failed := g.parts.Stop(ctx, reloadLimit, g.list(was.ways, next)...)
-	if b := next.broker.Broker; b != nil && b != was.broker.Broker && was.broker.Broker != nil {
+	if follows {
 		if err := b.Begin(g.dir); err != nil {
 			failed = errors.Join(failed, g.silence(next, err))
 		}
@@ -150,7 +155,9 @@ func (g *Gateway) install(cfg *config.Config, next *assembly) error {
 	for i, w := range next.wires {
 		buses[i] = w.bus
 	}
-	g.now.Store(next)
+	if lost := g.interim.end(next.broker.Broker, func() { g.now.Store(next) }); lost > 0 {
+		g.log.Error("messages for local clients are lost", "count", lost)
+	}
 	g.plant.setBuses(bus.NewSet(buses...))
 	for _, w := range next.ways {
 		w.uplink.Subscribe(append(g.subscriptions(next, w.name), w.bridge.Subscriptions()...))

@@ -24,6 +24,7 @@ import (
 	"fieldgate/internal/publish"
 	"fieldgate/internal/queue"
 	"fieldgate/internal/uplink"
+	"fieldgate/test/smalldisk"
 	"fieldgate/test/testlog"
 )
 
@@ -88,7 +89,13 @@ func load(t *testing.T, text string) (*config.Config, []publish.Topic) {
 // running runs a gateway until the test ends.
 func running(t *testing.T, text string) *reloading {
 	t.Helper()
-	r := &reloading{t: t, dir: t.TempDir(), log: new(testlog.Log)}
+	return runningIn(t, t.TempDir(), text)
+}
+
+// runningIn is running with a data directory.
+func runningIn(t *testing.T, dir, text string) *reloading {
+	t.Helper()
+	r := &reloading{t: t, dir: dir, log: new(testlog.Log)}
 	cfg, topics := load(t, text)
 	g, err := Open(cfg, topics, r.dir, "test", slog.New(slog.NewTextHandler(r.log, nil)))
 	if err != nil {
@@ -306,6 +313,63 @@ func TestReloadOfTheBroker(t *testing.T) {
 	r.to(strings.Replace(text, "broker: {", "log: {} #", 1), "stopped broker")
 }
 
+// What the gateway says while one broker takes the place of another is not lost to
+// a client whose session outlives that, and keeps its order.
+func TestNothingIsLostBetweenBrokers(t *testing.T) {
+	t.Parallel()
+	text := "site: { id: s }\nbroker: { listen: mqtt://127.0.0.1:0, anonymous: true, max_clients: CLIENTS }\nweb: false\n"
+	with := func(i int) string { return strings.Replace(text, "CLIENTS", strconv.Itoa(8+i), 1) }
+	r := running(t, with(0))
+	got := make(map[string]bool)
+	var mu sync.Mutex
+	c := uplink.ConnOptions{Handler: func(m mqtt.Message) []<-chan struct{} {
+		mu.Lock()
+		defer mu.Unlock()
+		got[string(m.Payload)] = true
+		return nil
+	}}
+	addr := "mqtt://" + r.now.Load().broker.Addrs()[0].String()
+	connect := func() *uplink.Conn {
+		t.Helper()
+		conn, err := uplink.Connect(t.Context(), config.Uplink{ClientID: "c", Keepalive: time.Minute, ConnectTimeout: 20 * time.Second}, addr, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(conn.Close)
+		if _, err := conn.Subscribe(t.Context(), "said", 1); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	connect()
+	n := 0
+	for i := 1; i <= 5; i++ {
+		ended := make(chan struct{})
+		go func() { // ends with the reload
+			defer close(ended)
+			r.to(with(i), "replaced broker")
+		}()
+		for over := false; !over; n++ {
+			select {
+			case <-ended:
+				over = true
+			default:
+			}
+			r.answer(config.Local, mqtt.Message{Topic: "said", Payload: []byte(strconv.Itoa(n)), QoS: 1})
+			time.Sleep(200 * time.Microsecond)
+		}
+		connect()
+	}
+	r.until("all has come", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(got) == n
+	})
+	if strings.Contains(r.log.String(), "is lost") || strings.Contains(r.log.String(), "are lost") {
+		t.Error("something is lost")
+	}
+}
+
 // Commands go on while everything else changes: one that is being done is
 // answered, an id stays known, and what is new is asked for at once.
 func TestReloadOfCommands(t *testing.T) {
@@ -417,6 +481,62 @@ func seqs(entries []queue.Entry) (seqs []uint64) {
 		seqs = append(seqs, e.Seq)
 	}
 	return seqs
+}
+
+// What a queue holds in memory only, since its file takes nothing, is not lost by a
+// reload that gives it other settings: those wait until it takes messages again.
+func TestReloadKeepsAFaultyQueue(t *testing.T) {
+	t.Parallel()
+	smalldisk.Run(t, 4<<20, func(t *testing.T, dir string) {
+		ballast, err := os.Create(filepath.Join(dir, "ballast"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = ballast.Write(make([]byte, 4096))
+		}
+		if err := ballast.Close(); err != nil {
+			t.Fatal(err)
+		}
+		text := `
+site: { id: s }
+uplinks: { cloud: { url: "mqtt://127.0.0.1:1", status: false, keepalive: 60s, queue: { commit: 10ms, max_bytes: 1MiB } } }
+web: false
+`
+		r := runningIn(t, dir, text)
+		q := r.now.Load().way("cloud").queue
+		const n = 100
+		for i := range n {
+			if err := q.Deliver(t.Context(), mqtt.Message{Topic: "t", Payload: []byte(strconv.Itoa(i)), QoS: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.until("the file takes nothing", func() bool { return q.Stats().Fault != "" })
+		other := strings.Replace(text, "1MiB", "2MiB", 1)
+		r.to(other, "nothing")
+		r.to(strings.Replace(other, "60s", "50s", 1), "replaced uplink cloud")
+		if w := r.now.Load().way("cloud"); w.queue != q || q.Stats().Messages != n || !strings.Contains(r.log.String(), "the queue keeps its settings") {
+			t.Errorf("the queue is another one: %t; %d messages", w.queue != q, q.Stats().Messages)
+		}
+		if err := os.Remove(ballast.Name()); err != nil {
+			t.Fatal(err)
+		}
+		r.until("the file takes messages", func() bool { return q.Stats().Fault == "" })
+		r.to(strings.Replace(other, "60s", "50s", 1), "replaced queue cloud, uplink cloud")
+		next := r.now.Load().way("cloud").queue
+		for i := 0; i < n; {
+			entries, err := next.Next(t.Context(), n)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				if string(e.Payload) != strconv.Itoa(i) {
+					t.Fatalf("%s where %d was to come", e.Payload, i)
+				}
+				i++
+			}
+		}
+	})
 }
 
 // Changes names what was done.

@@ -24,6 +24,7 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/flash"
 	"fieldgate/internal/mqtt"
+	"fieldgate/test/smalldisk"
 )
 
 // -long runs what make soak runs: as many crashes as the figures ask for.
@@ -477,39 +478,10 @@ func killed(dir string) {
 	}
 }
 
-// tmpfs mounts a file system of its own on dir, or tells why it cannot.
-func tmpfs(t *testing.T, dir, options string) error {
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
-		return err
-	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	return nil
-}
-
-// withFault runs what test does with a folder whose file system is of size
-// bytes. Who may not mount does it in a name space of his own.
-func withFault(t *testing.T, size int, test func(t *testing.T, dir string)) {
-	dir := t.TempDir()
-	err := tmpfs(t, dir, fmt.Sprintf("size=%d", size))
-	if err == nil {
-		test(t, dir)
-		return
-	}
-	if os.Getenv("FIELDGATE_TEST_UNSHARED") != "" {
-		t.Fatalf("mount in a name space of our own: %v", err)
-	}
-	cmd := exec.Command("unshare", "-Urm", os.Args[0], "-test.run=^"+t.Name()+"$")
-	cmd.Env = append(os.Environ(), "FIELDGATE_TEST_UNSHARED=1")
-	out, uerr := cmd.CombinedOutput()
-	if uerr != nil {
-		t.Fatalf("this test mounts a small file system: run it as root, or where user name spaces are allowed\n%v; %v\n%s", err, uerr, out)
-	}
-}
-
 // TestDiskFull fills the file system: the oldest go, new ones are kept, and
 // once there is space again all is well.
 func TestDiskFull(t *testing.T) {
-	withFault(t, 1<<20, func(t *testing.T, dir string) {
+	smalldisk.Run(t, 1<<20, func(t *testing.T, dir string) {
 		b := small()
 		b.pause = 10 * time.Millisecond
 		r := startWith(t, dir, config.Queue{Commit: 5 * time.Millisecond}, b)
@@ -538,7 +510,7 @@ func TestDiskFull(t *testing.T) {
 // TestReadOnly starts on a file system that is read-only, as a failing card
 // becomes, and later is not: messages flow, from the file and from memory.
 func TestReadOnly(t *testing.T) {
-	withFault(t, 16<<20, func(t *testing.T, dir string) {
+	smalldisk.Run(t, 16<<20, func(t *testing.T, dir string) {
 		cfg, b := config.Queue{Commit: 5 * time.Millisecond}, small()
 		b.pause = 10 * time.Millisecond
 		r := startWith(t, dir, cfg, b)
@@ -598,7 +570,7 @@ func (r *running) fileEvents(fails, works int) {
 func TestReadOnlyFromTheStart(t *testing.T) {
 	for _, waiting := range []bool{true, false} {
 		t.Run(fmt.Sprintf("messages wait %t", waiting), func(t *testing.T) {
-			withFault(t, 16<<20, func(t *testing.T, dir string) {
+			smalldisk.Run(t, 16<<20, func(t *testing.T, dir string) {
 				cfg, b := config.Queue{Commit: 5 * time.Millisecond}, small()
 				b.pause = 10 * time.Millisecond
 				remount(t, dir, unix.MS_RDONLY)
@@ -644,7 +616,7 @@ func TestReadOnlyFromTheStart(t *testing.T) {
 // TestFullIsTold fills the disk under a queue whose messages are all gone by the
 // next try: it takes messages again only when there is room for some.
 func TestFullIsTold(t *testing.T) {
-	withFault(t, 1<<20, func(t *testing.T, dir string) {
+	smalldisk.Run(t, 1<<20, func(t *testing.T, dir string) {
 		b := small()
 		b.pause = 10 * time.Millisecond
 		r := startWith(t, dir, config.Queue{Commit: 5 * time.Millisecond}, b)
@@ -675,7 +647,7 @@ func TestFullIsTold(t *testing.T) {
 // TestDamagedAndReadOnly has a damaged file that cannot be put aside: messages flow,
 // and it is put aside once it can be.
 func TestDamagedAndReadOnly(t *testing.T) {
-	withFault(t, 16<<20, func(t *testing.T, dir string) {
+	smalldisk.Run(t, 16<<20, func(t *testing.T, dir string) {
 		cfg, b := config.Queue{Commit: 5 * time.Millisecond}, small()
 		b.pause = 10 * time.Millisecond
 		if err := os.WriteFile(filepath.Join(dir, "queue-cloud.db"), make([]byte, 20_000), 0o600); err != nil {
