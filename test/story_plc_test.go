@@ -110,7 +110,9 @@ func (s *story) ask(words []string) (failed string) {
 		}
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.endExchange()
+		if s.open != nil && len(s.open.lines) > 1 {
+			s.endExchange()
+		}
 		s.wire = append(s.wire, text)
 	}
 	show('>', b[1:])

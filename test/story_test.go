@@ -141,12 +141,13 @@ func watchStalls() (longest func() time.Duration) {
 //	do await pub N             N more messages
 //	do await answer N          N more answers to commands
 //	do await state DEVICE S    a device's state
+//	do await wire TEXT         a request that has TEXT in it is on its way and not answered
 //	do await late N            N answers, since the start, that nobody waited for any more
 //	do await polls N           N whole polls of each device since the start
 //	do read POINT...           read on demand, as bus.Set.Read
 //	do write POINT VALUE       as bus.Set.Write
 //	do set POINT VALUE         someone turns a knob at the device
-//	do send TOPIC PAYLOAD      the broker upstream sends a message
+//	do send TOPIC PAYLOAD      the broker upstream sends a message; $now is the time of day
 //	do retained TOPIC PAYLOAD  ... one that it has kept
 //	do local TOPIC PAYLOAD     someone on site publishes a message
 //	do plc UNIT PDU            a PLC asks our Modbus server, over TCP
@@ -167,7 +168,8 @@ func watchStalls() (longest func() time.Duration) {
 //	                           what stands in the audit log, told at the end
 //
 // In a story that says "steady" before the first step, what is exchanged with a
-// unit again and again is shown once, and anew after its state has changed.
+// unit again and again is shown once, and anew after its state has changed; writes
+// are always shown.
 type story struct {
 	t       *testing.T
 	dir     string
@@ -203,6 +205,7 @@ const storyPatience = 30 * time.Second
 type exchange struct {
 	unit  modbus.UnitID
 	tx    string
+	write bool
 	lines []string
 }
 
@@ -298,6 +301,11 @@ func (s *story) do(what string) (failed string) {
 		return s.await(what, func() bool { return len(s.answers) >= n })
 	case word == "await" && len(args) == 3 && args[0] == "state":
 		return s.await(what, func() bool { return s.states[args[1]].String() == args[2] })
+	case word == "await" && len(args) > 1 && args[0] == "wire":
+		text := strings.TrimPrefix(rest, "wire ")
+		return s.await(what, func() bool {
+			return s.open != nil && len(s.open.lines) == 1 && strings.Contains(s.open.lines[0], text)
+		})
 	case word == "await" && len(args) == 2 && args[0] == "late":
 		n := s.number(args[1])
 		return s.await(what, func() bool {
@@ -349,7 +357,7 @@ func (s *story) do(what string) (failed string) {
 	case word == "plc" && len(args) >= 2:
 		return s.ask(args)
 	case (word == "send" || word == "retained" || word == "local") && len(args) >= 1:
-		topic, payload, _ := strings.Cut(rest, " ")
+		topic, payload, _ := strings.Cut(strings.ReplaceAll(rest, "$now", point.Timestamp(time.Now())), " ")
 		s.send(word, mqtt.Message{Topic: topic, Payload: []byte(payload), QoS: 1, Retain: word == "retained"})
 	default:
 		s.t.Fatalf("a story cannot do %q", what)
@@ -424,7 +432,7 @@ func recordText(r audit.Record) string {
 			text += part[0] + part[1]
 		}
 	}
-	return until.ReplaceAllString(since.ReplaceAllString(text, ", TIME ago"), ", next in TIME")
+	return maskAges(text)
 }
 
 func (s *story) number(text string) int {
@@ -563,15 +571,22 @@ var (
 	took  = regexp.MustCompile(`"ms":\d+`)
 	since = regexp.MustCompile(`, [0-9hms.]+ ago`)
 	until = regexp.MustCompile(`, next in [0-9hms.]+`)
+	age   = regexp.MustCompile(` is [0-9hms.]+ old,`)
 )
+
+// maskAges replaces the times from now in a text for people.
+func maskAges(text string) string {
+	text = since.ReplaceAllString(text, ", TIME ago")
+	text = until.ReplaceAllString(text, ", next in TIME")
+	return age.ReplaceAllString(text, " is TIME old,")
+}
 
 // mask replaces what differs from run to run in a payload: times, and the number
 // that sequences begin with. mu is held.
 func (s *story) mask(payload string) string {
 	payload = stamp.ReplaceAllString(payload, `"timestamp":"TIME"`)
 	payload = took.ReplaceAllString(payload, `"ms":MS`)
-	payload = since.ReplaceAllString(payload, `, TIME ago`)
-	payload = until.ReplaceAllString(payload, `, next in TIME`)
+	payload = maskAges(payload)
 	return seq.ReplaceAllStringFunc(payload, func(member string) string {
 		n := s.number(strings.TrimPrefix(member, `"seq":`))
 		if s.firstSeq == 0 {
@@ -662,9 +677,9 @@ func (s *story) traceFrame(c config.Bus, devices []config.Device, dir byte, b []
 		s.wire = append(s.wire, text)
 	case dir == '>':
 		s.endExchange()
-		s.open = &exchange{unit, tx, []string{text}}
+		s.open = &exchange{unit, tx, pdu != nil && pdu.Function().Writes(), []string{text}}
 	case s.open == nil:
-		s.open = &exchange{unit, tx, []string{text}}
+		s.open = &exchange{unit, tx, false, []string{text}}
 	default:
 		s.open.lines = append(s.open.lines, text)
 	}
@@ -684,7 +699,7 @@ func (s *story) endExchange() {
 	if s.shown[x.unit] == nil {
 		s.shown[x.unit] = make(map[string]bool)
 	}
-	if !s.shown[x.unit][key] {
+	if x.write || !s.shown[x.unit][key] {
 		s.shown[x.unit][key] = true
 		s.wire = append(s.wire, x.lines...)
 	}

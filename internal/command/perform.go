@@ -244,6 +244,9 @@ func (d *Desk) send(ctx context.Context, j *job, c *checked, fresh bool) (out Ou
 	err = d.o.Field.Write(limit, p.ID, c.value)
 	out.touched = true
 	lost := errors.Is(err, modbus.ErrNoResponse) || errors.Is(err, modbus.ErrBadResponse)
+	if lost && !j.emergency && limit.Err() != nil && d.overtaken(j, c.place.device.Name) {
+		err = errCutShort
+	}
 	switch {
 	case err != nil && !lost && !j.emergency && d.overtaken(j, c.place.device.Name):
 		out.touched = false
@@ -280,7 +283,10 @@ func (d *Desk) readBack(ctx context.Context, c *checked, out Outcome, lost error
 		}
 		if shown, err = d.read(ctx, out.Point); err == nil && point.Equal(shown, c.expect) {
 			out.Status = Verified
-			if lost != nil {
+			switch {
+			case errors.Is(lost, errCutShort):
+				out.Reason = lost.Error() + ", but the device shows the value"
+			case lost != nil:
 				out.Reason = "no answer to the write, but the device shows the value"
 			}
 			return out, nil

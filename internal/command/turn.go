@@ -106,6 +106,9 @@ func (t *turn) of(device string) bool { return slices.Contains(t.lines, device+u
 // after it: the start that was asked for before the stop.
 var errOvertaken = errors.New("not written, an emergency for its device came after it")
 
+// errCutShort is why nobody waited for the answer to a write that was on the wire.
+var errCutShort = errors.New("an emergency for its device came before the answer to the write")
+
 // writeUnderWay is a write that is handed to the field.
 type writeUnderWay struct {
 	device string

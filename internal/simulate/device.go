@@ -29,6 +29,7 @@ type Point struct {
 	Wave     Wave
 	Value    point.Value // of a Constant at the start; none: 0, false or ""
 	ReadOnly bool        // refuse writes to a Constant with exception 2; what moves always does
+	Stuck    bool        // confirm writes to a Constant and keep the value, as an output that does not pull
 }
 
 // Span is Count addresses of a table from Address on.
@@ -447,6 +448,7 @@ type memory struct {
 	pages  [4][256]*[256]uint16
 	moving [4][]*mover // by address
 	fixed  [4][]Span   // refuse writes
+	stuck  [4][]Span   // confirm writes and keep what they hold
 	legal  [4][]Span   // joined spans of points; only with Strict
 }
 
@@ -464,6 +466,9 @@ func newMemory(d *Device) memory {
 		span := Span{p.Table, p.Address, p.Words()}
 		if p.Wave.moves() || p.ReadOnly {
 			m.fixed[t] = append(m.fixed[t], span)
+		}
+		if p.Stuck {
+			m.stuck[t] = append(m.stuck[t], span)
 		}
 		if d.settings.Strict {
 			m.legal[t] = append(m.legal[t], span)
@@ -546,7 +551,10 @@ func (m *memory) Write(t modbus.Table, addr uint16, src []uint16) error {
 		}
 	}
 	for i, v := range src {
-		*m.cell(t, addr+uint16(i)) = v
+		a := addr + uint16(i)
+		if !slices.ContainsFunc(m.stuck[t-1], func(s Span) bool { return s.overlaps(t, a, 1) }) {
+			*m.cell(t, a) = v
+		}
 	}
 	m.device.note(t, addr, src)
 	return nil

@@ -124,8 +124,10 @@ func TestDeviceWrites(t *testing.T) {
 	ctx := context.Background()
 	readOnly := at(t, "fixed", "holding 8", "uint16", "1")
 	readOnly.ReadOnly = true
+	stuck := at(t, "stuck", "holding 2", "uint16", "3")
+	stuck.Stuck = true
 	d := device(t, Settings{Unit: 1, Points: []Point{
-		at(t, "set", "holding 0", "uint16", "5"), at(t, "moves", "holding 4", "uint32", Wave{Shape: Linear, Max: 100}), readOnly,
+		at(t, "set", "holding 0", "uint16", "5"), at(t, "moves", "holding 4", "uint32", Wave{Shape: Linear, Max: 100}), readOnly, stuck,
 	}})
 	for name, err := range map[string]error{
 		"register":  write(d, modbus.WriteRegisterRequest(0, 6)),
@@ -141,6 +143,9 @@ func TestDeviceWrites(t *testing.T) {
 	both := modbus.ReadWriteRequest(0, 3, 1, []uint16{9})
 	if resp, err := modbus.Do(ctx, d, 1, both); err != nil || modbus.Registers(both, resp)[1] != 9 {
 		t.Errorf("read/write: % x, %v", resp, err)
+	}
+	if v, err := d.Value("stuck"); err != nil || v.String() != "3" {
+		t.Errorf("what is stuck has the value %v, %v after registers 1 and 2 were written", v, err)
 	}
 	for name, err := range map[string]error{
 		"what moves":         write(d, modbus.WriteRegisterRequest(4, 0)),

@@ -503,6 +503,7 @@ func (l *loader) point(k, n *node, base uint16, order point.Order) (p Point, ok 
 		{"duty", scalar(l, &p.Wave.Duty, number(0, 1))},
 		{"step", scalar(l, &p.Wave.Step, number(0, math.MaxFloat64))},
 		{"read_only", scalar(l, &p.ReadOnly, parseBool)},
+		{"stuck", scalar(l, &p.Stuck, parseBool)},
 	})
 	if !ok || len(l.faults) > before {
 		return p, false
