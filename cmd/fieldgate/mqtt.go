@@ -172,9 +172,12 @@ func (p *brokerPeer) connect(ctx context.Context, a *app, broker string, handler
 	if err != nil {
 		return nil, err
 	}
+	o := uplink.ConnOptions{Handler: handler, MaxPacket: 64 << 20, TooLong: func(m mqtt.Message, length int) {
+		fmt.Fprintf(a.stderr, "%s: a message of %d bytes is not shown\n", m.Topic, length)
+	}}
 	var conn *uplink.Conn
 	for _, url := range cfg.URLs {
-		if conn, err = uplink.Connect(ctx, cfg, url, uplink.ConnOptions{Handler: handler, MaxPacket: 64 << 20}); err == nil {
+		if conn, err = uplink.Connect(ctx, cfg, url, o); err == nil {
 			return conn, nil
 		}
 		err = fmt.Errorf("%s: %w", url, err)

@@ -48,7 +48,7 @@ type field struct {
 func decode(c *config.Command, targets []config.Target, payload []byte, look lookup, now time.Time) (request, error) {
 	var r request
 	if len(payload) > maxPayload {
-		return r, fmt.Errorf("the payload has %d bytes, at most %d are taken", len(payload), maxPayload)
+		return r, errTooLong(len(payload))
 	}
 	if !utf8.Valid(payload) {
 		return r, errors.New("the payload is not UTF-8 text")
@@ -78,6 +78,11 @@ func decode(c *config.Command, targets []config.Target, payload []byte, look loo
 		err = r.read(rest)
 	}
 	return r, err
+}
+
+// errTooLong says that a payload of so many bytes is not read.
+func errTooLong(length int) error {
+	return fmt.Errorf("the payload has %d bytes, at most %d are taken", length, maxPayload)
 }
 
 // decodePlain reads a payload that is no object: a bare value, or a text.

@@ -442,13 +442,42 @@ func TestForms(t *testing.T) {
 
 			// Reading.
 			{"get/boiler", `{"id":"q","point":"setpoint"}`, `get/boiler/ack {"id":"q","status":"read","values":[{"point":"boiler.setpoint","value":55,"unit":"°C","quality":"good"`},
-			{"get/boiler", `{"point":"x"}`, `"rejected","reason":"no point that may be read is meant by it: \"x\""`},
+			{"get/boiler", `{"point":"x"}`, `"rejected","reason":"no point that may be read is meant by \"x\""`},
 			{"get/boiler", `{"x":1}`, `\"x\" is not known here; known: point id`},
 		} {
 			d.want(row[0], row[1], row[2])
 		}
 		if got := d.plant.writes(); len(got) < 20 {
 			t.Errorf("only %d writes", len(got))
+		}
+	})
+}
+
+// A payload that is too long for the connection does not come at all: it is
+// refused, or noted, by its topic.
+func TestTooLong(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		for _, row := range [][2]string{
+			{"cmd/boiler/setpoint", `cmd/boiler/setpoint/ack {"status":"rejected","point":"boiler.setpoint","reason":"the payload has 2000000 bytes, at most 65536 are taken"`},
+			{"emergency/stop", `status/emergency {"status":"rejected","reason":"the payload has 2000000 bytes`},
+			{"line", `line/ack {"status":"rejected","point":"pump-2.speed","reason":"the payload has 2000000 bytes`},
+			{"get/boiler", `get/boiler/ack {"status":"rejected","reason":"the payload has 2000000 bytes`},
+			{"alerts/fire", ""},
+		} {
+			for _, s := range d.Subscriptions("cloud") {
+				if s.Filter.Match(row[0]) {
+					s.TooLong(mqtt.Message{Topic: row[0], QoS: 1}, 2_000_000, mqtt.Origin{Via: "cloud", Reply: d.keepAnswer})
+				}
+			}
+			if got := strings.Join(d.take(), " "); !strings.HasPrefix(got, row[1]) || got != "" && row[1] == "" {
+				t.Errorf("%s answered %q, want %s", row[0], got, row[1])
+			}
+		}
+		if r := d.records(); len(r) == 0 || r[len(r)-1].Event != "alert" || !strings.Contains(r[len(r)-1].Reason, "2000000 bytes") {
+			t.Errorf("records %+v", r)
+		}
+		if n := len(d.plant.writes()); n > 0 {
+			t.Errorf("%d writes", n)
 		}
 	})
 }

@@ -22,6 +22,10 @@ type Subscription struct {
 	Filter mqtt.Filter
 	QoS    uint8
 	Handle mqtt.Handler
+
+	// TooLong is to be given a message of which only the topic came, because its
+	// payload, of so many bytes, is too long for the connection.
+	TooLong func(msg mqtt.Message, length int, from mqtt.Origin)
 }
 
 // Subscriptions returns what to subscribe to at an uplink, or at the embedded
@@ -45,7 +49,7 @@ func (d *Desk) Subscriptions(via string) []Subscription {
 		for _, c := range h.commands {
 			subs[i].QoS = max(subs[i].QoS, c.QoS)
 		}
-		subs[i].Handle = h.take
+		subs[i].Handle, subs[i].TooLong = h.take, h.tooLong
 	}
 	return subs
 }
@@ -63,6 +67,7 @@ type message struct {
 	from    mqtt.Origin
 	command *config.Command
 	targets []config.Target // that are meant on its topic
+	long    int             // bytes of a payload that is not here because of its length
 	at      time.Time
 	clock   *clock.Clock
 }
@@ -70,8 +75,17 @@ type message struct {
 // take is an mqtt.Handler: it reads and checks the message and hands the rest
 // to Run. Every message gets one answer in the end.
 func (h handler) take(msg mqtt.Message, from mqtt.Origin) (safe <-chan struct{}) {
-	m := message{Message: msg, from: from, at: time.Now(), clock: h.d.o.Clock}
-	m.command = h.choose(msg)
+	return h.handle(message{Message: msg, from: from})
+}
+
+// tooLong is take for a message whose payload, of so many bytes, did not come.
+func (h handler) tooLong(msg mqtt.Message, length int, from mqtt.Origin) {
+	h.handle(message{Message: msg, from: from, long: length})
+}
+
+func (h handler) handle(m message) (safe <-chan struct{}) {
+	msg := m.Message
+	m.at, m.clock, m.command = time.Now(), h.d.o.Clock, h.choose(msg)
 	if !fitsLevels(m.command.Topic, msg.Topic) {
 		return nil // + took what only a placeholder inside of a level would not
 	}
@@ -165,6 +179,8 @@ func (h handler) barred(m *message) (class, string) {
 		return byRetained, "it was retained: nobody knows when it was sent; send commands without retain"
 	case len(m.targets) == 0:
 		return byPoint, fmt.Sprintf("no point that may be written is meant by the topic %s", quote(m.Topic))
+	case m.long > 0:
+		return byMessage, errTooLong(m.long).Error()
 	}
 	return 0, ""
 }
@@ -301,8 +317,11 @@ func (d *Desk) event(m message) (safe <-chan struct{}) {
 		d.lostRecord(rec, fmt.Errorf("%d messages for the event log came within a minute", eventsPerMinute))
 		return nil
 	}
+	if m.long > 0 {
+		rec.Reason = errTooLong(m.long).Error()
+	}
 	if skipped > 0 {
-		rec.Reason = fmt.Sprintf("%d more came before and were not kept", skipped)
+		rec.Reason = strings.TrimPrefix(rec.Reason+fmt.Sprintf("; %d more came before and were not kept", skipped), "; ")
 	}
 	if d.events.Add(1) > maxEvents {
 		d.events.Add(-1)
@@ -348,6 +367,9 @@ func (d *Desk) readCommand(m message) (safe <-chan struct{}) {
 		m.answer(id, rejected)
 	}
 	r, err := decode(m.command, m.targets, m.Payload, d.find, m.at)
+	if m.long > 0 {
+		err = errTooLong(m.long)
+	}
 	if err != nil {
 		refuse(byMessage, r.id, err.Error())
 		return nil
@@ -367,7 +389,11 @@ func (d *Desk) readCommand(m message) (safe <-chan struct{}) {
 		refuse(byRetained, r.id, "it was retained: nobody knows when it was sent")
 		return nil
 	case len(ids) == 0:
-		refuse(byPoint, r.id, fmt.Sprintf("no point that may be read is meant by it: %s", quote(r.only)))
+		meant := r.only
+		if meant == "" {
+			meant = m.Topic
+		}
+		refuse(byPoint, r.id, fmt.Sprintf("no point that may be read is meant by %s", quote(meant)))
 		return nil
 	case m.command.NeedID && r.id == "":
 		refuse(byID, "", "it has no id, and this command needs one")

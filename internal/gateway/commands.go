@@ -58,10 +58,15 @@ func (g *Gateway) subscriptions(a *assembly, name string) []uplink.Subscription 
 		return subs
 	}
 	for _, s := range a.desk.Subscriptions(name) {
-		take := s.Handle
+		take, refuse := s.Handle, s.TooLong
+		reply := func(m mqtt.Message) { g.answer(name, m) }
 		s.Handle = func(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
-			from.Reply = func(m mqtt.Message) { g.answer(name, m) }
+			from.Reply = reply
 			return take(m, from)
+		}
+		s.TooLong = func(m mqtt.Message, length int, from mqtt.Origin) {
+			from.Reply = reply
+			refuse(m, length, from)
 		}
 		subs = append(subs, uplink.Subscription(s))
 	}

@@ -38,8 +38,8 @@ const (
 	writePatience  = 10 * time.Second // for one write, see wire
 	goodbye        = time.Second      // for DISCONNECT to be written
 
-	// MaxPacket is the longest packet taken from a broker. One that announces a
-	// longer one costs the connection: it is no command for a gateway.
+	// MaxPacket is the longest packet taken from a broker. Of a longer message only
+	// the topic is: it is no command for a gateway.
 	MaxPacket = 1 << 20
 
 	writeMost = 64 << 10 // packets are gathered up to here for one write
@@ -49,12 +49,17 @@ const (
 type ConnOptions struct {
 	Will    *mqtt.Message       // published by the broker if we vanish; nil: none
 	Handler Handler             // nil: what comes is dropped
+	TooLong TooLong             // nil: what is too long is dropped
 	Acked   func(seqs []uint64) // queue entries that were acknowledged; called from the reader, keeps nothing
 	Width   int                 // messages in flight; 0: the constant
 	Sure    bool                // send what has QoS 0 with QoS 1
 
 	MaxPacket int // longest packet taken; 0: the constant
 }
+
+// TooLong is given, in the place of Handler, a message whose packet is longer than
+// is taken: without its payload, and how many bytes that had.
+type TooLong func(m mqtt.Message, length int)
 
 // Handler is given each message that a Conn receives, one at a time. While it
 // blocks nothing more is received, and nothing that was sent is acknowledged. A
@@ -94,6 +99,7 @@ type Conn struct {
 	win     *window
 	inbox   *inbox
 	handler Handler
+	tooLong TooLong
 	acked   func([]uint64)
 	seqs    []uint64 // of the reader
 	qosMin  uint8
@@ -153,6 +159,7 @@ func greeted(ctx context.Context, cfg config.Uplink, u *url.URL, login login, st
 		win:      newWindow(o.Width),
 		inbox:    newInbox(),
 		handler:  o.Handler,
+		tooLong:  o.TooLong,
 		acked:    o.Acked,
 		qosMax:   2,
 		askMost:  2,
@@ -225,7 +232,7 @@ func (c *Conn) options(cfg config.Uplink, u *url.URL, login login, o ConnOptions
 		close(c.pahoGone)
 	})
 	p.SetDefaultPublishHandler(func(_ paho.Client, m paho.Message) {
-		c.arrived(mqtt.Message{Topic: m.Topic(), Payload: m.Payload(), QoS: m.Qos(), Retain: m.Retained()}, m.MessageID())
+		c.arrived(mqtt.Message{Topic: m.Topic(), Payload: m.Payload(), QoS: m.Qos(), Retain: m.Retained()}, m.MessageID(), m.Duplicate())
 	})
 	if w := o.Will; w != nil {
 		p.SetBinaryWill(w.Topic, w.Payload, min(w.QoS, c.qosMax), w.Retain && !cfg.NoRetain)

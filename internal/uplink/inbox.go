@@ -63,10 +63,17 @@ func (b *inbox) take(spare []arrival, done int) []arrival {
 }
 
 // arrived hands a message to the handler and notes that it is to be
-// acknowledged. paho's router calls it, one message at a time.
-func (c *Conn) arrived(m mqtt.Message, id uint16) {
+// acknowledged. long says that it stands for one that was too long. paho's router
+// calls it, one message at a time.
+func (c *Conn) arrived(m mqtt.Message, id uint16, long bool) {
 	var safe []<-chan struct{}
-	if c.handler != nil && mqtt.ValidTopic(m.Topic) == nil {
+	switch valid := mqtt.ValidTopic(m.Topic) == nil; {
+	case !valid:
+	case long && c.tooLong != nil:
+		length := int(binary.BigEndian.Uint32(m.Payload))
+		m.Payload = nil
+		c.tooLong(m, length)
+	case !long && c.handler != nil:
 		safe = c.handler(m)
 	}
 	a := arrival{id: id, kind: puback, safe: safe}

@@ -29,6 +29,10 @@ type Subscription struct {
 	Filter mqtt.Filter
 	QoS    uint8        // the highest that they come with
 	Handle mqtt.Handler // given each message whose topic Filter matches
+
+	// TooLong is given, in the place of Handle, one whose packet is longer than is
+	// taken: without its payload, and how many bytes that had. Nil: nobody answers it.
+	TooLong func(m mqtt.Message, length int, from mqtt.Origin)
 }
 
 // Unsubscribed is a filter that the broker does not serve.

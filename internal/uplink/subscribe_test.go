@@ -98,6 +98,40 @@ func TestSubscriptions(t *testing.T) {
 	}
 }
 
+// TestTooLong has a broker send what is longer than is taken, retained and at each
+// QoS: it is named to who subscribed, acknowledged, and costs nothing else.
+func TestTooLong(t *testing.T) {
+	t.Parallel()
+	b := mosquittotest.Start(t, mosquittotest.Options{})
+	other := client(t, b.URL())
+	long := make([]byte, MaxPacket)
+	if err := other.Publish(t.Context(), mqtt.Message{Topic: "cmd/kept", Payload: long, QoS: 1, Retain: true}); err != nil {
+		t.Fatal(err)
+	}
+	got, named := &collector{}, &collector{}
+	r := run(t, settings(b.URL()), func(u *Uplink) {
+		subscribe(u, Subscription{Filter: "cmd/#", QoS: 2, Handle: got.handle, TooLong: func(m mqtt.Message, length int, from mqtt.Origin) {
+			m.Payload = fmt.Appendf(m.Payload, "%d %v via %s", length, m.Retain, from.Via)
+			named.handle(m, from)
+		}})
+	})
+	r.connected(t)
+	for qos := range uint8(3) {
+		for _, p := range [][]byte{long[:len(long)-100], long, {'x'}} {
+			if err := other.Publish(t.Context(), mqtt.Message{Topic: fmt.Sprint("cmd/", qos), Payload: p, QoS: qos}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	eventually(t, "what can be taken, and the names of the rest", func() bool {
+		return strings.Count(got.texts(), "cmd/") == 6 &&
+			named.texts() == "cmd/0=1048576 false via cloud cmd/1=1048576 false via cloud cmd/2=1048576 false via cloud cmd/kept=1048576 true via cloud"
+	})
+	if s := r.Status(); !s.Connected || s.Connects != 1 {
+		t.Errorf("connected %v, %d times", s.Connected, s.Connects)
+	}
+}
+
 // TestSubscriptionsKept is a session that the broker keeps while we are away.
 func TestSubscriptionsKept(t *testing.T) {
 	t.Parallel()

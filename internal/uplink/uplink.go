@@ -90,6 +90,7 @@ type Uplink struct {
 	certNews   certNews
 	stateFails int       // connections in a row that ended over the birth
 	noState    time.Time // neither will nor birth until then
+	longAgain  time.Time // a message that is too long is not logged before; of who receives
 
 	acked, refused, connects atomic.Uint64
 
@@ -296,6 +297,7 @@ func (u *Uplink) live(ctx context.Context) (lasted time.Duration, err error) {
 func (u *Uplink) connect(ctx context.Context) (*Conn, string, error) {
 	o := ConnOptions{
 		Handler: u.receive,
+		TooLong: u.tooLong,
 		Acked: func(seqs []uint64) {
 			u.acked.Add(uint64(len(seqs)))
 			_ = u.q.Done(seqs...) // fails only for a queue that is closed
@@ -355,6 +357,24 @@ func (u *Uplink) receive(m mqtt.Message) (safe []<-chan struct{}) {
 	}
 	return safe
 }
+
+// tooLong tells whom it may concern that a message is not taken because of its
+// length.
+func (u *Uplink) tooLong(m mqtt.Message, length int) {
+	if now := time.Now(); now.After(u.longAgain) {
+		u.longAgain = now.Add(longPause)
+		u.log.Warn("message not taken, its packet is too long", "topic", m.Topic, "payload", length, "most", MaxPacket)
+	}
+	from := mqtt.Origin{Via: u.cfg.Name, Reply: u.reply}
+	for _, s := range *u.subs.Load() {
+		if s.TooLong != nil && s.Filter.Match(m.Topic) {
+			s.TooLong(m, length, from)
+		}
+	}
+}
+
+// longPause is how often it is logged at most that a message is too long.
+const longPause = 10 * time.Second
 
 func (u *Uplink) reply(m mqtt.Message) {
 	// It answers for something that was done: no power cut may take it.

@@ -21,7 +21,9 @@ import (
 //
 // What comes in is checked before paho sees it: paho panics on a SUBACK with
 // more codes than filters, takes 256 MiB of memory on the word of four bytes,
-// and takes any return code above 5 for a success.
+// and takes any return code above 5 for a success. A PUBLISH that is too long is
+// read past, and paho is given a short one in its place: the broker would send it
+// again on each connection, and what else it has for us would never come.
 //
 // Acknowledgements end here: PUBACK and PUBCOMP go to the window by their type
 // and identifier, and on to nobody. paho's tokens complete without one, its
@@ -41,7 +43,8 @@ type wire struct {
 	heard   atomic.Int64 // when something came last, in nanoseconds since born
 	born    time.Time
 	in      *bufio.Reader
-	pass    int // bytes of a packet that are still to go to paho
+	pass    int    // bytes of a packet that are still to go to paho
+	made    []byte // a packet in place of one that was too long, still to go to paho
 	greeted bool
 	acks    []ack
 	onAcks  func([]ack) // called by the reader, keeps nothing
@@ -160,11 +163,16 @@ func (w *wire) lastWords(err error) error {
 
 // Read gives paho the bytes of packets that are well-formed and for it.
 func (w *wire) Read(p []byte) (int, error) {
-	for w.pass == 0 {
+	for w.pass == 0 && len(w.made) == 0 {
 		if err := w.packet(); err != nil {
 			w.end(err)
 			return 0, err
 		}
+	}
+	if len(w.made) > 0 {
+		n := copy(p, w.made)
+		w.made = w.made[n:]
+		return n, nil
 	}
 	if w.in.Buffered() == 0 {
 		w.settle()
@@ -236,7 +244,7 @@ func (w *wire) packet() error {
 		return fmt.Errorf("%w: the broker sent a packet of type %d, which is not for brokers to send", errProtocol, kind)
 	case fixed >= 0 && length != fixed:
 		return fmt.Errorf("%w: the broker sent a %s of %d bytes, want %d", errProtocol, name, length, fixed)
-	case length > w.most:
+	case length > w.most && kind != publish:
 		return fmt.Errorf("%w: the broker sent a %s of %d bytes, more than the %d that are taken", errProtocol, name, length, w.most)
 	case kind == publish && flags>>1&3 == 3:
 		return fmt.Errorf("%w: the broker sent a PUBLISH with QoS 3", errProtocol)
@@ -259,8 +267,49 @@ func (w *wire) packet() error {
 		w.acks = append(w.acks, ack{kind: kind, id: binary.BigEndian.Uint16(b[head:])})
 		_, err = w.in.Discard(head + 2)
 		return err
+	case publish:
+		if length > w.most {
+			return w.shorten(b[0], head, length)
+		}
+		b[0] &^= shortened // nobody asks whether it is a repetition
 	}
 	w.pass = head + length
+	return nil
+}
+
+// shortened marks a PUBLISH that stands in the place of a longer one. It is the
+// DUP flag (clause 3.3.1.1), which is taken out of all others.
+const shortened = 1 << 3
+
+// shorten reads past a PUBLISH that is too long, whose fixed header has head
+// bytes, and makes one with the same topic whose payload is the length of its
+// own: four bytes, the highest first.
+func (w *wire) shorten(first byte, head, length int) error {
+	b, err := w.peek(head + 2)
+	if err != nil {
+		return err
+	}
+	before := 2 + int(binary.BigEndian.Uint16(b[head:])) // what stands before the payload
+	if first>>1&3 > 0 {
+		before += 2
+	}
+	if before > length {
+		return fmt.Errorf("%w: the broker sent a PUBLISH whose topic is longer than all of it", errProtocol)
+	}
+	made := appendLength([]byte{first | shortened}, before+4)
+	begin := len(made)
+	made = append(made, make([]byte, before)...)
+	w.settle() // what follows may take long
+	if _, err := w.in.Discard(head); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(w.in, made[begin:]); err != nil {
+		return err
+	}
+	if _, err := w.in.Discard(length - before); err != nil {
+		return err
+	}
+	w.made = binary.BigEndian.AppendUint32(made, uint32(length-before))
 	return nil
 }
 
@@ -298,6 +347,14 @@ func packetKind(kind byte) (name string, length int) {
 	return "", 0
 }
 
+// appendLength appends the length of what follows a fixed header (clause 2.2.3).
+func appendLength(b []byte, length int) []byte {
+	for ; length >= 0x80; length >>= 7 {
+		b = append(b, byte(length)|0x80)
+	}
+	return append(b, byte(length))
+}
+
 // appendPublish appends m as a PUBLISH packet (clause 3.3). id is not written
 // with QoS 0.
 func appendPublish(b []byte, m mqtt.Message, qos uint8, id uint16) []byte {
@@ -309,11 +366,7 @@ func appendPublish(b []byte, m mqtt.Message, qos uint8, id uint16) []byte {
 	if m.Retain {
 		first |= 1
 	}
-	b = append(b, first)
-	for ; length >= 0x80; length >>= 7 {
-		b = append(b, byte(length)|0x80)
-	}
-	b = append(b, byte(length))
+	b = appendLength(append(b, first), length)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(m.Topic)))
 	b = append(b, m.Topic...)
 	if qos > 0 {
