@@ -20,12 +20,35 @@ type Identity struct {
 	Objects  []Object // function 43/14, ascending ids; nil: exception 1
 }
 
+// Answers reports whether Answer has an answer to what req asks for, be it asked
+// rightly or wrongly: a function, a diagnosis, an encapsulated interface that a
+// server does not have is refused before anything else of the request is looked
+// at (APP 6, state diagrams).
+func Answers(req PDU, id Identity) bool {
+	switch f := req.Function(); f {
+	case ReadCoils, ReadDiscreteInputs, ReadHoldingRegisters, ReadInputRegisters,
+		WriteSingleCoil, WriteSingleRegister, WriteMultipleCoils, WriteMultipleRegisters,
+		MaskWriteRegister, ReadWriteRegisters:
+		return true
+	case Diagnostics:
+		return len(req) < 3 || binary.BigEndian.Uint16(req[1:]) == 0
+	case ReportServerID:
+		return len(id.ServerID) > 0 && len(id.ServerID) < MaxPDU-2
+	case EncapsulatedInterface:
+		return len(id.Objects) > 0 && (len(req) < 2 || req[1] == ReadDeviceIdentification)
+	}
+	return false
+}
+
 // Answer answers req out of m, functions 1-6, 15, 16, 22, 23 and 8/0, and out of
 // id functions 17 and 43/14. It makes every check the specification asks of a
 // server and returns an Exception where it refuses. Function 22 reads and then
 // writes, function 23 writes and then reads (APP 6.17): hold a lock around
 // Answer to make each request one step.
 func Answer(req PDU, m Memory, id Identity) (PDU, error) {
+	if !Answers(req, id) {
+		return nil, IllegalFunction
+	}
 	if err := CheckRequest(req); err != nil {
 		return nil, ExceptionFor(err)
 	}
@@ -46,21 +69,13 @@ func Answer(req PDU, m Memory, id Identity) (PDU, error) {
 			return nil, err
 		}
 		return answerRead(req, m)
-	case Diagnostics:
-		if binary.BigEndian.Uint16(req[1:]) == 0 {
-			return append(PDU(nil), req...), nil
-		}
 	case ReportServerID:
-		if n := len(id.ServerID); n > 0 && n < MaxPDU-2 {
-			resp := append(PDU{byte(f), byte(n + 1)}, id.ServerID...)
-			return append(resp, 0xFF), nil
-		}
+		resp := append(PDU{byte(f), byte(len(id.ServerID) + 1)}, id.ServerID...)
+		return append(resp, 0xFF), nil
 	case EncapsulatedInterface:
-		if req[1] == ReadDeviceIdentification && len(id.Objects) > 0 {
-			return answerDeviceID(req, id.Objects)
-		}
+		return answerDeviceID(req, id.Objects)
 	}
-	return nil, IllegalFunction
+	return append(PDU(nil), req...), nil // the query data of function 8
 }
 
 // Written returns the values a checked write request carries: bits as words 0

@@ -19,8 +19,8 @@ import (
 // something is served. One Server may serve several wires at once, and counts
 // them together.
 //
-// Every request is checked with CheckRequest before the Endpoint sees it, and is
-// refused with the exception that the specification asks for. What the Endpoint
+// Every request is checked with Knows and CheckRequest before the Endpoint sees it,
+// and is refused with the exception that the specification asks for. What the Endpoint
 // fails with becomes the exception that ExceptionFor names. The requests of one
 // wire are answered one after the other in the order they came.
 type Server struct {
@@ -30,6 +30,11 @@ type Server struct {
 	// for another unit is answered with exception 0x0B on Modbus TCP, whose
 	// clients wait for something, and with silence on the other framings.
 	Units func(UnitID) bool
+
+	// Knows says whether a unit has an answer to what a request asks for, see
+	// Answers; nil: the Endpoint refuses what it does not know. The request may be
+	// malformed.
+	Knows func(unit UnitID, req PDU) bool
 
 	// Default, unless 0, stands in for the unit ids 0 and 255 on Modbus TCP,
 	// which there mean "the device at this address" (APP 4.1), unless Units names
@@ -550,7 +555,7 @@ func (s *Server) answerSerial(ctx context.Context, t *tally, units func(UnitID) 
 func (s *Server) answer(ctx context.Context, t *tally, unit UnitID, req PDU) PDU {
 	s.counters.requests.Add(1)
 	t.functions[t.function(req.Function())].Add(1)
-	err := CheckRequest(req)
+	err := s.check(unit, req)
 	var resp PDU
 	if err == nil {
 		resp, err = s.Endpoint.Do(ctx, unit, req)
@@ -570,6 +575,15 @@ func (s *Server) answer(ctx context.Context, t *tally, unit UnitID, req PDU) PDU
 		return nil // we are going; the client will see the connection end
 	}
 	return ExceptionResponse(req.Function(), s.exception(t, err))
+}
+
+// check returns why a request is refused without the Endpoint: what is asked for
+// comes before how (APP 6).
+func (s *Server) check(unit UnitID, req PDU) error {
+	if s.Knows != nil && !s.Knows(unit, req) {
+		return IllegalFunction
+	}
+	return CheckRequest(req)
 }
 
 // exception counts and returns the exception that an error is answered with.

@@ -200,6 +200,19 @@ func (m *Map) Units(u modbus.UnitID) bool {
 	return m.cfg.Unit == 0 || u == m.cfg.Unit || m.pass[u] != nil
 }
 
+// Knows reports whether there is an answer to what a request for a unit asks for,
+// which may be malformed. What goes on to a bus is known as far as its device may
+// be asked that at all.
+func (m *Map) Knows(unit modbus.UnitID, req modbus.PDU) bool {
+	switch {
+	case m.pass[unit] != nil:
+		return m.mayEver(req)
+	case req.Function().Writes() && !m.cfg.Writes:
+		return false
+	}
+	return modbus.Answers(req, m.identity)
+}
+
 // Quick implements modbus.Quick: reads of the map wait for nothing.
 func (m *Map) Quick(unit modbus.UnitID, req modbus.PDU) bool {
 	f := req.Function()
@@ -216,20 +229,19 @@ func (m *Map) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbu
 	if bus := m.pass[unit]; bus != nil {
 		return m.passOn(ctx, bus, unit, req)
 	}
+	if !m.Knows(unit, req) {
+		return nil, modbus.IllegalFunction
+	}
 	switch f := req.Function(); f {
 	case modbus.ReadCoils, modbus.ReadDiscreteInputs, modbus.ReadHoldingRegisters, modbus.ReadInputRegisters:
 		return m.read(ctx, nil, req)
 	case modbus.ReadWriteRegisters:
 		// The write comes first (APP 6.17), but not when the read is refused.
 		t, addr, n, _ := req.Span()
-		if _, err := m.find(ctx, f, t, addr, n); err != nil && m.cfg.Writes {
+		if _, err := m.find(ctx, f, t, addr, n); err != nil {
 			return nil, err
 		}
-	}
-	if f := req.Function(); f.Writes() && !m.cfg.Writes {
-		return nil, modbus.IllegalFunction
-	}
-	if req.Function() == modbus.MaskWriteRegister {
+	case modbus.MaskWriteRegister:
 		unlock, err := m.modify(ctx, req)
 		if err != nil {
 			return nil, err

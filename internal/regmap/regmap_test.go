@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -550,6 +551,66 @@ func TestPass(t *testing.T) {
 	}
 	if m.Quick(3, modbus.ReadRequest(modbus.Coils, 0, 1)) || !m.Quick(9, modbus.ReadRequest(modbus.Coils, 0, 1)) || m.Quick(9, modbus.WriteCoilRequest(0, true)) {
 		t.Error("what waits for a bus is not answered at once")
+	}
+}
+
+// What a unit has no answer to is exception 1 however it is asked, and nothing that
+// the map is asked for in vain.
+func TestKnows(t *testing.T) {
+	const served = "  - { listen: tcp://127.0.0.1:0, unit: 9, map: { 40001: boiler.temp }, pass: { 3: line1 }, "
+	bus := endpoint(func(modbus.UnitID, modbus.PDU) (modbus.PDU, error) { return nil, modbus.MemoryParityError })
+	for _, row := range []struct {
+		settings string
+		unit     modbus.UnitID
+		known    string // functions that are answered, right or wrong
+	}{
+		{"writes: false", 9, "1 2 3 4 8 17 43"},
+		{"writes: true", 9, "1 2 3 4 5 6 8 15 16 17 22 23 43"},
+		{"pass_writes: false", 3, "1 2 3 4 7 8 11 12 17 20 24 43"},
+		{"pass_writes: [coil 1]", 3, "1 2 3 4 5 6 7 8 11 12 15 16 17 20 22 23 24 43"},
+	} {
+		cfg := load(t, served+row.settings+" }\n")
+		id := modbus.Identity{ServerID: []byte("x"), Objects: []modbus.Object{{ID: 0, Value: []byte("x")}}}
+		m := New(cfg, NewImage([]config.Server{cfg}), Gate{Bus: func(string) modbus.Endpoint { return bus }}, id, slog.New(slog.DiscardHandler))
+		s, err := Listen(cfg, m, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = s.Run(ctx) }) // ends with ctx
+		c, err := net.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(patience))
+		var known []string
+		for f := range 128 {
+			req := modbus.PDU{byte(f)} // too short for all but some
+			if _, err := c.Write(modbus.AppendTCP(nil, 1, row.unit, req)); err != nil {
+				t.Fatal(err)
+			}
+			if _, _, resp := readFrame(t, c, modbus.FramingTCP, req); !bytes.Equal(resp, []byte{byte(f) | 0x80, 1}) {
+				known = append(known, fmt.Sprint(f))
+			}
+		}
+		c.Close()
+		cancel()
+		serving.Wait()
+		if got := strings.Join(known, " "); got != row.known {
+			t.Errorf("%s: unit %d knows %s, want %s", row.settings, row.unit, got, row.known)
+		}
+		if list, _ := m.Unmapped(); len(list) > 0 {
+			t.Errorf("%s: asked in vain: %+v", row.settings, list)
+		}
+	}
+	cfg := load(t, served+"writes: false }\n")
+	m := New(cfg, NewImage([]config.Server{cfg}), Gate{Bus: func(string) modbus.Endpoint { return bus }}, modbus.Identity{}, slog.New(slog.DiscardHandler))
+	if _, err := m.Do(t.Context(), 9, modbus.ReadWriteRequest(77, 1, 0, []uint16{1})); !errors.Is(err, modbus.IllegalFunction) {
+		t.Errorf("function 23 without writes: %v", err)
+	}
+	if list, _ := m.Unmapped(); len(list) > 0 {
+		t.Errorf("function 23 without writes is asked in vain: %+v", list)
 	}
 }
 

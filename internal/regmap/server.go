@@ -59,6 +59,7 @@ func newServer(cfg config.Server, m *Map, log *slog.Logger) *Server {
 	s.m.Store(m)
 	s.modbus = &modbus.Server{
 		Endpoint: s, Units: func(u modbus.UnitID) bool { return s.m.Load().Units(u) }, Default: cfg.Unit, Allow: cfg.Allow,
+		Knows:      func(u modbus.UnitID, req modbus.PDU) bool { return s.m.Load().Knows(u, req) },
 		MaxClients: cfg.MaxClients, Idle: cfg.Idle, Log: log,
 	}
 	return s

@@ -139,37 +139,46 @@ type Passage struct {
 	Err     error // why it failed; nil: it is about to be sent
 }
 
-// mayPass reports whether a request may go on to a bus: what only reads always
-// may; what writes, or changes the state of the device, only as pass_writes says.
+// mayEver reports whether a request may go on to a bus as far as what it asks for
+// tells. It may be malformed.
+func (m *Map) mayEver(req modbus.PDU) bool {
+	w, f := &m.cfg.PassWrites, req.Function()
+	return onlyReads(req) || w.All || len(w.Spans) > 0 && f.Writes() && f != modbus.WriteFileRecord
+}
+
+// mayPass reports whether a checked request may go on to a bus: what only reads
+// always may; what writes, or changes the state of the device, only as pass_writes
+// says.
 func (m *Map) mayPass(req modbus.PDU) (writes bool, err error) {
-	w := &m.cfg.PassWrites
-	switch f := req.Function(); f {
+	switch {
+	case onlyReads(req):
+		return false, nil
+	case m.cfg.PassWrites.All:
+		return true, nil
+	case !m.mayEver(req):
+		return false, modbus.IllegalFunction
+	}
+	t, from, n := req.WriteSpan()
+	for _, s := range m.cfg.PassWrites.Spans {
+		if s.Table == t && s.From <= from && int(from)+n-1 <= int(s.To) {
+			return true, nil
+		}
+	}
+	return false, modbus.IllegalDataAddress
+}
+
+// onlyReads reports whether a request changes nothing in the device, be it as it
+// should be or malformed.
+func onlyReads(req modbus.PDU) bool {
+	switch req.Function() {
 	case modbus.ReadCoils, modbus.ReadDiscreteInputs, modbus.ReadHoldingRegisters, modbus.ReadInputRegisters,
 		modbus.ReadExceptionStatus, modbus.GetCommEventCounter, modbus.GetCommEventLog, modbus.ReportServerID,
 		modbus.ReadFileRecord, modbus.ReadFIFOQueue:
-		return false, nil
-	case modbus.Diagnostics:
-		if req[1] == 0 && req[2] == 0 { // others restart the device, or silence it
-			return false, nil
-		}
+		return true
+	case modbus.Diagnostics: // others restart the device, or silence it
+		return len(req) < 3 || req[1] == 0 && req[2] == 0
 	case modbus.EncapsulatedInterface:
-		if req[1] == modbus.ReadDeviceIdentification {
-			return false, nil
-		}
-	case modbus.WriteSingleCoil, modbus.WriteSingleRegister, modbus.WriteMultipleCoils, modbus.WriteMultipleRegisters,
-		modbus.MaskWriteRegister, modbus.ReadWriteRegisters:
-		t, from, n := req.WriteSpan()
-		for _, s := range w.Spans {
-			if s.Table == t && s.From <= from && int(from)+n-1 <= int(s.To) {
-				return true, nil
-			}
-		}
-		if len(w.Spans) > 0 {
-			return false, modbus.IllegalDataAddress
-		}
+		return len(req) < 2 || req[1] == modbus.ReadDeviceIdentification
 	}
-	if w.All {
-		return true, nil
-	}
-	return false, modbus.IllegalFunction
+	return false
 }

@@ -349,11 +349,14 @@ func (d *Device) begin() (*Fault, time.Duration) {
 
 // answer executes a request, unless it breaks the specification.
 func (d *Device) answer(req modbus.PDU) (modbus.PDU, error) {
-	if err := modbus.CheckRequest(req); err != nil {
-		return nil, err
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	switch req.Function() {
+	case modbus.ReadExceptionStatus, modbus.GetCommEventCounter, modbus.GetCommEventLog:
+		if err := modbus.CheckRequest(req); err != nil {
+			return nil, err
+		}
+	}
 	switch req.Function() {
 	case modbus.ReadExceptionStatus:
 		return modbus.PDU{byte(modbus.ReadExceptionStatus), 0}, nil
