@@ -267,6 +267,9 @@ func (d *Desk) checkWrite(w Write) (checked, error) {
 	if v.IsZero() {
 		v = p.Parse(w.Text)
 	}
+	if v.Kind() == point.KindBool && p.Type != point.Bool && w.Text != "" {
+		return checked{}, fmt.Errorf("%s is a boolean, and the type of the point is %s", quote(w.Text), p.TypeName())
+	}
 	if w.Unit != "" {
 		converted, err := convert(v, w.Unit, p.Unit)
 		if err != nil {

@@ -84,7 +84,7 @@ func TestSource(t *testing.T) {
 			}
 		}
 		local := mqtt.Origin{Via: config.Local, User: "operator", Client: "panel"}
-		one(local, mqtt.Message{Topic: "mine", Payload: []byte(`{"value":50,"id":"1"}`)}, `"verified","point":"boiler.setpoint","value":50,"by":"operator"`)
+		one(local, mqtt.Message{Topic: "mine", Payload: []byte(`{"value":50,"id":"1"}`)}, `"verified","point":"boiler.setpoint","value":50,"previous":0,"by":"operator"`)
 		one(local, mqtt.Message{Topic: "mine", Payload: []byte(`50`)}, `it has no id, and this command needs one`)
 		if subs := d.Subscriptions("cloud"); slices.ContainsFunc(subs, func(s Subscription) bool { return s.Filter == "mine" }) {
 			t.Error("mine is subscribed to at cloud")
@@ -157,6 +157,10 @@ func TestSkipIfEqual(t *testing.T) {
 		d.plant.set("boiler.setpoint", point.IntValue(30)) // at the panel, not polled yet
 		d.want("cmd/boiler/setpoint", "60", `"verified","point":"boiler.setpoint","value":60,"previous":30`)
 		d.want("cmd/boiler/level", "0", `"status":"verified"`) // skip_if_equal: false
+		// Right after a start nothing was polled yet: what a broker repeats at each
+		// start must not be written at each.
+		d.plant.set("pump-3.speed", point.IntValue(700))
+		d.want("cmd/pump-3/speed", "700", `"value":700,"previous":700,"reason":"not written, the device shows this value already"`)
 		if got := d.plant.writes(); len(got) != 3 {
 			t.Errorf("written %q", got)
 		}
@@ -352,8 +356,8 @@ func TestFlood(t *testing.T) {
 func TestEmergencyEndsOlder(t *testing.T) {
 	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
 		d.plant.delay["boiler"] = 10 * time.Second
-		d.send("cmd/boiler/stop", "0")  // handed over
-		d.send("cmd/boiler/level", "5") // waits
+		d.send("cmd/boiler/level", "5") // handed over
+		d.send("cmd/boiler/stop", "0")  // waits
 		d.send("recipe/stop", `{"temp":50,"level":6}`)
 		d.send("cmd/pump-3/speed", "7")
 		synctest.Wait()
@@ -499,7 +503,7 @@ func TestDiskFull(t *testing.T) {
 		if err := d.audit.Close(); err != nil {
 			t.Fatal(err)
 		}
-		d.want("cmd/boiler/level", "5", `"rejected","point":"boiler.level","reason":"it cannot be recorded, so it was not done: not recorded`)
+		d.want("cmd/boiler/level", "5", `"rejected","point":"boiler.level","reason":"it cannot be recorded, so it was not done: the log is closed`)
 		d.want("cmd/boiler/level", `{"value":5,"id":"a"}`, `it cannot be recorded`)
 		d.want("emergency/stop", "EMERGENCY_STOP", "STOPPED")
 		if got := d.plant.writes(); len(got) != 2 {

@@ -67,6 +67,7 @@ type message struct {
 	from    mqtt.Origin
 	command *config.Command
 	targets []config.Target // that are meant on its topic
+	meant   point.ID        // the one point that it writes; "": several, or it cannot be told
 	long    int             // bytes of a payload that is not here because of its length
 	at      time.Time
 	clock   *clock.Clock
@@ -93,6 +94,9 @@ func (h handler) handle(m message) (safe <-chan struct{}) {
 		if mqtt.Filter(t.Filter).Match(msg.Topic) {
 			m.targets = append(m.targets, t)
 		}
+	}
+	if len(m.targets) == 1 {
+		m.meant = m.targets[0].Point
 	}
 	switch m.command.Kind {
 	case config.EventCommand:
@@ -163,10 +167,7 @@ func (m *message) answer(id string, r Result) {
 		m.reply([]byte(text), 0)
 		return
 	}
-	a := answer{id: id, by: by(m.from.User, m.from.Via), result: r}
-	if len(m.targets) == 1 {
-		a.point = string(m.targets[0].Point)
-	}
+	a := answer{id: id, by: by(m.from.User, m.from.Via), point: string(m.meant), result: r}
 	m.reply(a.json(m.clock))
 }
 
@@ -196,9 +197,7 @@ func (d *Desk) writeCommand(m message, h handler) (safe <-chan struct{}) {
 	refuse := func(c class, id, reason string) {
 		d.count.received.Add(1)
 		j := &job{order: Order{ID: id, By: m.sender(), Via: m.from.Via}, received: m.at}
-		if len(m.targets) == 1 {
-			j.record.Point = string(m.targets[0].Point)
-		}
+		j.record.Point = string(m.meant)
 		j.record.Value = cut(m.Payload)
 		m.answer(id, d.refuse(j, refusal(c, "%s", reason)).result)
 	}
@@ -207,6 +206,9 @@ func (d *Desk) writeCommand(m message, h handler) (safe <-chan struct{}) {
 		return nil
 	}
 	r, err := decode(c, m.targets, m.Payload, d.find, m.at)
+	if len(r.writes) == 1 {
+		m.meant = r.writes[0].Point
+	}
 	o := Order{
 		ID: r.id, By: m.sender(), Via: m.from.Via, Writes: r.writes,
 		Issued: r.issued, Expires: r.expires, counted: r.counted, MaxAge: c.MaxAge, Retry: c.Retry,

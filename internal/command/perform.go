@@ -35,7 +35,7 @@ func (d *Desk) perform(ctx, grace context.Context, j *job, accepted func()) Resu
 	close(j.safe)
 	var r Result
 	if w.err != nil {
-		r = refusal(byRecord, unrecorded+"%v", w.err)
+		r = refusal(byRecord, unrecorded+"%s", strings.TrimPrefix(w.err.Error(), audit.ErrNotRecorded.Error()+": "))
 		for i := range j.writes {
 			d.unspend(j.writes[i].place, j.received)
 		}
@@ -211,10 +211,16 @@ func (d *Desk) writeOne(ctx context.Context, j *job, c *checked, fresh bool) (Ou
 func (d *Desk) send(ctx context.Context, j *job, c *checked, fresh bool) (out Outcome, open bool, err error) {
 	p := c.place.point
 	out = Outcome{Point: p.ID, Value: c.expect, Previous: d.previous(p.ID)}
+	if !j.emergency && d.overtaken(j, c.place.device.Name) { // no look at the device either
+		out, err = d.giveWay(c, out)
+		return out, false, err
+	}
 	if p.Write.SkipIfEqual && !j.emergency || j.again {
-		// What a poll has shown may be old: nothing is left out over that alone.
+		// What a poll has shown may be old: nothing is left out over that alone. A
+		// point that was never seen, as right after a start, is looked at as well.
 		known := !out.Previous.IsZero()
-		if fresh || known && point.Equal(out.Previous, c.expect) || !known && p.Every == point.Never {
+		_, seen := d.o.Last(p.ID)
+		if fresh || known && point.Equal(out.Previous, c.expect) || !known && (!seen || p.Every == point.Never) {
 			if shown, err := d.read(ctx, p.ID); err == nil {
 				out.Previous = shown
 				if point.Equal(shown, c.expect) {

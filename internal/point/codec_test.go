@@ -589,7 +589,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestCheckWrite(t *testing.T) {
-	ten, ninety, half := dec("10"), dec("90"), dec("0.5")
+	ten, ninety, half, odd, tenth := dec("10"), dec("90"), dec("0.5"), dec("10.3"), dec("0.1")
 	ranged := reg(Int16).with(func(p *Point) {
 		p.Scale, p.Write = dec("0.1"), &Write{Min: &ten, Max: &ninety, Step: &half}
 	})
@@ -610,6 +610,10 @@ func TestCheckWrite(t *testing.T) {
 		{"below", ranged, ParseValue("9.5"), "9.5 is below the least, 10"},
 		{"above", ranged, ParseValue("90.5"), "90.5 is above the most, 90"},
 		{"a little above", ranged, ParseValue("90.04"), "90.04 is above the most, 90"},
+		{"rounded past the most", reg(Uint16).with(func(p *Point) { p.Scale, p.Write = half, &Write{Max: &odd} }), ParseValue("10.3"), "10.3 would be written as 10.5: 10.5 is above the most, 10.3"},
+		{"rounded past the least", reg(Uint16).with(func(p *Point) { p.Scale, p.Write = half, &Write{Min: &odd} }), ParseValue("10.3"), ""},
+		{"rounded below the most", reg(Uint16).with(func(p *Point) { p.Scale, p.Write = half, &Write{Max: &odd} }), ParseValue("10.2"), ""},
+		{"a float at the most", reg(Float32).with(func(p *Point) { p.Write = &Write{Max: &tenth} }), ParseValue("0.1"), ""},
 		{"between steps", ranged, ParseValue("75.3"), "75.3 is not a multiple of the step 0.5 from 10"},
 		{"not a number", ranged, TextValue("high"), `"high" is not a number`},
 		{"past the register", ranged, IntValue(5000), "5000 is outside -3276.8 to 3276.7 (int16)"},

@@ -513,7 +513,19 @@ func (p Point) CheckWrite(v Value) error {
 	}) {
 		return p.Write.notAllowed(v)
 	}
-	return p.Write.checkRange(v)
+	if err := p.Write.checkRange(v); err != nil || p.Write.Min == nil && p.Write.Max == nil {
+		return err
+	}
+	// What the registers can hold may lie on the other side of a limit.
+	shown, err := p.Decode(regs)
+	if err != nil {
+		return err
+	}
+	bounds := Write{Min: p.Write.Min, Max: p.Write.Max}
+	if err := bounds.checkRange(shown); err != nil {
+		return fmt.Errorf("%s would be written as %s: %w", v, shown, err)
+	}
+	return nil
 }
 
 // Check reports whether the write settings allow v: min, max, step (counted
