@@ -390,7 +390,7 @@ func checkHostPort(s, standard string, listen bool) (wrong string, form bool) {
 	case host == "" && listen:
 	case host == "":
 		return fmt.Sprintf("%s names no host; write it like %s", quote(s), example), true
-	case strings.ContainsAny(host, "[] :/@?#%"):
+	case strings.ContainsAny(host, "[] :/@?#%*"):
 		return fmt.Sprintf("%s is not the name or address of a host; write it like %s", quote(host), example), true
 	}
 	if n, err := strconv.Atoi(port); err != nil || n > 65535 || n == 0 && !listen {

@@ -215,6 +215,8 @@ func cidr() value[netip.Prefix] {
 		case p.Masked() != p:
 			d.faultf(n, "%s has bits beyond its network; write %s", quote(s), p.Masked())
 			return p, false
+		case p.Addr().Is4In6():
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96) // IPv4, as which its clients are seen
 		}
 		return p, true
 	}}

@@ -27,7 +27,7 @@ servers:
 func TestServerSettings(t *testing.T) {
 	cfg := load(t, served+`
   - listen: tcp://0.0.0.0:1502
-    allow: [10.0.0.0/8, "fd00::1"]
+    allow: [10.0.0.0/8, "fd00::1", "::ffff:10.9.0.0/112", "::ffff:192.168.1.2"]
     map:
       40001: boiler.temp
       holding 2: boiler.set
@@ -53,7 +53,7 @@ func TestServerSettings(t *testing.T) {
 	}
 	a := s[0]
 	if a.Kind != TCP || a.Address != "0.0.0.0:1502" || a.Framing != modbus.FramingTCP || a.Unit != 1 || a.MaxClients != 32 || a.Idle != time.Minute || a.Writes ||
-		fmt.Sprint(a.Allow) != "[10.0.0.0/8 fd00::1/128]" || fmt.Sprint(a.Pass) != "[{2 4 line1} {7 7 plc} {9 9 plc}]" ||
+		fmt.Sprint(a.Allow) != "[10.0.0.0/8 fd00::1/128 10.9.0.0/16 192.168.1.2/32]" || fmt.Sprint(a.Pass) != "[{2 4 line1} {7 7 plc} {9 9 plc}]" ||
 		fmt.Sprint(a.PassWrites) != "{false [{holding 100 120} {coil 3 3}]}" {
 		t.Errorf("%+v", a)
 	}
@@ -104,6 +104,7 @@ func TestServerFaults(t *testing.T) {
 		{"no port", "{ listen: tcp://x, map: { 40001: boiler.temp } }", `"x" has no port; write x:502`},
 		{"open to all", "{ listen: tcp://0.0.0.0:502, map: { 40001: boiler.temp } }", "Modbus knows no passwords; add allow"},
 		{"allow", "{ listen: tcp://0.0.0.0:502, allow: [10.0.0.1/8], map: { 40001: boiler.temp } }", "has bits beyond its network; write 10.0.0.0/8"},
+		{"any host", "{ listen: 'tcp://*:502', allow: 10.0.0.1, map: { 40001: boiler.temp } }", "is not the name or address of a host; write it like 0.0.0.0:502"},
 		{"not an address", "{ listen: tcp://0.0.0.0:502, allow: plc, map: { 40001: boiler.temp } }", "is not an address or a network"},
 		{"a polled port", "{ listen: serial:/dev/ttyS7, map: { 40001: boiler.temp } }", "is the port of bus line1 too, and a port has one owner"},
 		{"allow on a port", "{ listen: serial:/dev/ttyS8, allow: 10.0.0.1, map: { 40001: boiler.temp } }", "is only for tcp and udp; remove it"},

@@ -2,6 +2,7 @@ package regmap
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -44,9 +45,9 @@ func Listen(cfg config.Server, m *Map, log *slog.Logger) (*Server, error) {
 	var err error
 	switch cfg.Kind {
 	case config.TCP:
-		s.l, err = net.Listen("tcp", cfg.Address)
+		s.l, err = net.Listen(network("tcp", cfg.Address), cfg.Address)
 	case config.UDP:
-		s.pc, err = net.ListenPacket("udp", cfg.Address)
+		s.pc, err = net.ListenPacket(network("udp", cfg.Address), cfg.Address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.Name, err)
@@ -147,8 +148,12 @@ func (s *Server) Run(ctx context.Context) error {
 		s.log.Info("modbus server listens", "address", s.l.Addr().String(), "points", s.m.Load().len())
 		return s.modbus.Serve(ctx, quickListener{s.l, &s.beat}, s.cfg.Framing)
 	case s.pc != nil:
+		pc, err := answersFromThere(s.pc)
+		if err != nil {
+			return errors.Join(err, s.pc.Close())
+		}
 		s.log.Info("modbus server listens", "address", s.pc.LocalAddr().String(), "points", s.m.Load().len())
-		return s.modbus.ServeUDP(ctx, datagrams{s.pc, &s.beat})
+		return s.modbus.ServeUDP(ctx, datagrams{pc, &s.beat})
 	}
 	s.runSerial(ctx)
 	return nil

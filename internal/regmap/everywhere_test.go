@@ -1,0 +1,63 @@
+package regmap
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	"fieldgate/internal/modbus"
+)
+
+// 0.0.0.0 is IPv4 alone, [::] and no host are both; and a datagram is answered from
+// the address it was sent to, whichever of the machine's that is.
+func TestEverywhere(t *testing.T) {
+	v6, err := net.Listen("tcp6", "[::1]:0")
+	if err == nil {
+		v6.Close()
+	}
+	for _, row := range []struct {
+		listen string
+		six    bool // it listens on IPv6 too
+	}{
+		{"0.0.0.0:0", false}, {"[::]:0", true}, {":0", true},
+	} {
+		if row.six && v6 == nil {
+			t.Logf("no IPv6 here: %v", err)
+			continue
+		}
+		for _, protocol := range []string{"tcp", "udp"} {
+			s, _ := startServer(t, "listen: '"+protocol+"://"+row.listen+"', allow: [127.0.0.0/8, '::1']")
+			_, port, err := net.SplitHostPort(s.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, host := range []string{"127.0.0.1", "127.0.0.2", "127.9.8.7", "::1"} {
+				want := host != "::1" || row.six
+				if host == "::1" && v6 == nil {
+					continue
+				}
+				if got := answersAt(t, protocol, net.JoinHostPort(host, port)); got != want {
+					t.Errorf("%s://%s asked at %s: answers %v, want %v", protocol, row.listen, host, got, want)
+				}
+			}
+		}
+	}
+}
+
+// answersAt reports whether a client of an address gets its answer, for a socket of
+// datagrams from there.
+func answersAt(t *testing.T, protocol, address string) bool {
+	t.Helper()
+	c, err := net.Dial(protocol, address)
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	if _, err := c.Write(modbus.AppendTCP(nil, 1, 7, modbus.ReadRequest(modbus.HoldingRegisters, 1, 1))); err != nil {
+		return false
+	}
+	buf := make([]byte, modbus.MaxTCP)
+	n, err := c.Read(buf)
+	return err == nil && n == modbus.MBAPLen+4
+}
