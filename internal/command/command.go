@@ -13,7 +13,7 @@
 //
 // It is refused (rejected) if its message was kept by the broker, comes from
 // someone who may not send it, is too old, from the future, or dated while the
-// clock was never set; if its id was seen before for something else; if the
+// clock was never set; if its id was let through before for something else; if the
 // point may not be written, or not with this value; if somebody on site has
 // locked the rest out; if it comes too soon after
 // another, or the day's budget is used up; if too much waits already; if it

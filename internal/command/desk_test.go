@@ -177,6 +177,7 @@ type desk struct {
 	*Desk
 	options Options
 	end     func()
+	disk    func(audit.Record) // nil, or called when a record is on disk, which takes as long
 
 	mu      sync.Mutex
 	answers []mqtt.Message
@@ -230,7 +231,11 @@ func (d *desk) keepAnswer(m mqtt.Message) {
 }
 
 func (d *desk) start() {
-	log, err := audit.Open(d.dir, audit.Options{}, slog.New(slog.DiscardHandler))
+	log, err := audit.Open(d.dir, audit.Options{OnRecord: func(r audit.Record) {
+		if d.disk != nil {
+			d.disk(r)
+		}
+	}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		d.t.Fatal(err)
 	}

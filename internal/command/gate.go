@@ -38,10 +38,21 @@ type known struct {
 	result  Result
 }
 
+// refused reports whether its order has ended and was never let through.
+func (k *known) refused() bool {
+	select {
+	case <-k.done:
+		return k.result.Status == Rejected && len(k.result.Writes) == 0
+	default:
+		return false
+	}
+}
+
 // expiry is when an id is to be forgotten.
 type expiry struct {
-	key string
-	at  time.Time
+	key   string
+	known *known // not the one that came in its place
+	at    time.Time
 }
 
 // refusal makes the Result of an order that a check refuses.
@@ -69,6 +80,8 @@ func (d *Desk) admit(o Order, now time.Time) (*job, verdict) {
 	d.forget(now)
 	switch first := d.ids[key]; {
 	case first == nil || key == "":
+	case first.refused() && first.content != j.content():
+		// Nothing was done under the id: what was wrong has been put right.
 	case j.emergency:
 		// A stop is never answered out of the past, nor refused over its id: the
 		// device is looked at, and written again if it shows something else.
@@ -195,14 +208,16 @@ func (d *Desk) refuseKnown(key string, j *job, r Result, now time.Time) verdict 
 
 // retire lets an id be forgotten after the duplicate window. mu is held.
 func (d *Desk) retire(key string, now time.Time) {
-	d.retired = append(d.retired, expiry{key, now.Add(d.book.Load().rules.DuplicateWindow)})
+	d.retired = append(d.retired, expiry{key, d.ids[key], now.Add(d.book.Load().rules.DuplicateWindow)})
 }
 
 // forget forgets the ids whose time is over. mu is held.
 func (d *Desk) forget(now time.Time) {
 	n := 0
 	for n < len(d.retired) && !d.retired[n].at.After(now) {
-		delete(d.ids, d.retired[n].key)
+		if e := &d.retired[n]; d.ids[e.key] == e.known {
+			delete(d.ids, e.key)
+		}
 		n++
 	}
 	if n > 0 {

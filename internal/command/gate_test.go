@@ -515,6 +515,59 @@ func TestDiskFull(t *testing.T) {
 	})
 }
 
+// Under an id of which nothing was done the right command may follow, before a
+// restart and after, and what was done then is what is remembered.
+func TestPutRight(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		for i, restart := range []bool{false, true} {
+			value := 50 + i // the device does not show it yet
+			wrong, right := fmt.Sprintf(`{"id":"i%d","point":"boiler.setpoint","value":999}`, i), fmt.Sprintf(`{"id":"i%d","point":"boiler.setpoint","value":%d}`, i, value)
+			old := fmt.Sprintf(`{"id":"o%d","point":"boiler.setpoint","value":%d,"timestamp":%q}`, i, value, point.Timestamp(time.Now().Add(-time.Hour)))
+			fresh := fmt.Sprintf(`{"id":"o%d","point":"boiler.setpoint","value":%d}`, i, value+10)
+			d.want("set/one", wrong, `"rejected"`)
+			d.want("set/one", old, `"rejected"`)
+			if restart {
+				d.restart()
+			}
+			d.want("set/one", right, `"verified"`)
+			d.want("set/one", fresh, `"verified"`)
+			d.want("set/one", old, `"reason":"the id`) // as it was used since
+			d.restart()
+			d.want("set/one", right, `"verified"`)
+			d.want("set/one", fresh, `"verified"`)
+			if got := d.plant.writes(); len(got) != 2*(i+1) {
+				t.Errorf("written %q", got)
+			}
+		}
+	})
+}
+
+// A disk that is too slow for an order may have taken its record all the same:
+// who was told that nothing was done is not told something else after a restart.
+func TestRecordedTooLate(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.disk = func(r audit.Record) {
+			if r.Event == audit.Accepted {
+				time.Sleep(recordLimit + time.Second)
+			}
+		}
+		d.send("set/one", `{"id":"a","point":"boiler.level","value":7}`)
+		time.Sleep(time.Minute)
+		if got := d.take(); len(got) != 1 || !strings.Contains(got[0], `"rejected"`) || !strings.Contains(got[0], "cannot be recorded") {
+			t.Errorf("answered %q", got)
+		}
+		d.disk = nil
+		d.restart()
+		if got := d.take(); len(got) > 0 {
+			t.Errorf("after the restart answered %q", got)
+		}
+		d.want("set/one", `{"id":"a","point":"boiler.level","value":7}`, `"verified"`) // as nothing was done
+		if got := d.plant.writes(); len(got) != 1 {
+			t.Errorf("written %q", got)
+		}
+	})
+}
+
 // An order that the last run has left behind is unknown, and said to be.
 func TestOrphans(t *testing.T) {
 	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {

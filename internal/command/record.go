@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -94,7 +95,11 @@ func (d *Desk) begin(ctx context.Context, j *job) writing {
 
 // end records what came of the order, before it is answered.
 func (d *Desk) end(ctx context.Context, j *job, w writing, r *Result) {
-	if w.err != nil {
+	switch {
+	case errors.Is(w.err, context.DeadlineExceeded):
+		d.note(j.refused(*r)) // always: the announcement may be on disk all the same
+		return
+	case w.err != nil:
 		d.noteRefusal(j.refused(*r))
 		return
 	}
@@ -201,6 +206,7 @@ func (d *Desk) remember(dir string, now time.Time) {
 	type order struct {
 		record  audit.Record
 		results []audit.Record
+		undone  bool // it was announced too late, and not done
 	}
 	var orders []*order
 	open := make(map[string]*order) // by who, when it has no id
@@ -222,12 +228,16 @@ func (d *Desk) remember(dir string, now time.Time) {
 			if o != nil {
 				o.results = append(o.results, r)
 			}
-		case tried, restored, reasserted:
-			d.spendAgain(r, now)
 		case audit.Refused:
-			if r.ID != "" && !passing(r.Reason) {
+			o := open[key+"\n"+r.Point]
+			switch {
+			case strings.HasPrefix(r.Reason, unrecorded) && o != nil && len(o.results) == 0:
+				o.undone = true
+			case r.ID != "" && !passing(r.Reason):
 				orders = append(orders, &order{record: r, results: []audit.Record{r}})
 			}
+		case tried, restored, reasserted:
+			d.spendAgain(r, now)
 		}
 		return nil
 	})
@@ -235,6 +245,9 @@ func (d *Desk) remember(dir string, now time.Time) {
 		d.log.Error("the record of before cannot be read as a whole, ids of before the start may be taken again", "err", err)
 	}
 	for _, o := range orders {
+		if o.undone {
+			continue
+		}
 		points := strings.Split(o.record.Point, between)
 		r := Result{Status: Unknown, Reason: "the gateway was stopped before it was known what became of it"}
 		if len(o.results) > 0 {
@@ -247,7 +260,10 @@ func (d *Desk) remember(dir string, now time.Time) {
 			}
 		}
 		key := keyOf(o.record)
-		if key == "" || d.o.ClockSet() && now.Sub(o.record.Time) > d.book.Load().rules.DuplicateWindow || len(d.ids) >= maxIDs || d.ids[key] != nil {
+		if key == "" || d.o.ClockSet() && now.Sub(o.record.Time) > d.book.Load().rules.DuplicateWindow || len(d.ids) >= maxIDs {
+			continue
+		}
+		if first := d.ids[key]; first != nil && !(first.refused() && (o.record.Event == audit.Accepted || first.content != contentOf(o.record))) {
 			continue
 		}
 		k := &known{content: contentOf(o.record), done: make(chan struct{}), result: r}
