@@ -42,14 +42,34 @@ func (s *Set) Take(topic, from string, payload []byte, retained bool) {
 	}
 }
 
-// take sets one point.
+// take sets one point. Where a value counts for a time only, a message from a
+// backlog (an uplink may send what is new first) takes nothing from a newer one.
 func (s *Set) take(c *cell, m *message, retained bool) error {
 	v, none, err := m.value(&c.point, c.source.Key)
 	if err != nil {
 		return err
 	}
-	if none || m.quality == point.Bad {
+	q, until, at := m.quality, time.Time{}, time.Time{}
+	if stale := c.source.Stale; stale > 0 {
+		now := time.Now()
+		s.age(c, now)
+		until = now.Add(stale)
+		age, known := time.Duration(0), false
+		at, age, known = s.dated(m, now)
+		switch counts := c.sample.Quality != point.Bad; {
+		case known && (at.Before(c.at) && now.Before(c.atUntil) || age >= stale && counts):
+			return nil
+		case known && age >= stale:
+			return fmt.Errorf("it says that it is %s old, and %s counts; if it is new, the clocks differ", age.Round(time.Second), stale)
+		case known:
+			until = until.Add(-age)
+		case retained && q == point.Good:
+			q = point.Uncertain
+		}
+	}
+	if none || q == point.Bad {
 		s.set(c, point.Value{}, point.Bad, time.Time{}, saveTaken)
+		c.date(at)
 		return nil
 	}
 	if c.point.Write != nil {
@@ -61,33 +81,26 @@ func (s *Set) take(c *cell, m *message, retained bool) error {
 	if err != nil {
 		return err
 	}
-	q, until := m.quality, time.Time{}
-	if stale := c.source.Stale; stale > 0 {
-		now := time.Now()
-		until = now.Add(stale)
-		age, known := s.ageOf(m, now)
-		switch {
-		case known && age >= stale:
-			s.set(c, point.Value{}, point.Bad, time.Time{}, saveTaken)
-			return fmt.Errorf("it says that it is %s old, and %s counts; if it is new, the clocks differ", age.Round(time.Second), stale)
-		case known:
-			until = until.Add(-age)
-		case retained:
-			q = point.Uncertain
-		}
-	}
 	s.set(c, v, q, until, saveTaken)
+	c.date(at)
 	return nil
 }
 
-// ageOf returns how old a message is by its timestamp, if it has one and both
-// clocks are set. One from the future is new.
-func (s *Set) ageOf(m *message, now time.Time) (age time.Duration, known bool) {
+// date notes when the message was made that has just set a point. Not for ever: a
+// clock that was set back must not make all that follows old.
+func (c *cell) date(at time.Time) { c.at, c.atUntil = at, time.Now().Add(c.source.Stale) }
+
+// dated returns when a message was made by its timestamp, and how long ago that is,
+// if it has one and both clocks are set. One from the future is new.
+func (s *Set) dated(m *message, now time.Time) (at time.Time, age time.Duration, known bool) {
 	ns, set := s.Clock.At(now)
 	if m.at.IsZero() || !set {
-		return 0, false
+		return time.Time{}, 0, false
 	}
-	return max(0, time.Unix(0, ns).Sub(m.at)), true
+	if at = time.Unix(0, ns); m.at.Before(at) {
+		age, at = at.Sub(m.at), m.at
+	}
+	return at, age, true
 }
 
 // message is a payload that has been looked at.

@@ -69,6 +69,8 @@ type cell struct {
 	kept   point.Value // the last value, whether it counts or not
 	until  time.Time   // when a value that came by message stops to count; zero: never
 	said   string      // the last thing that was wrong with a message, so as to say it once
+
+	at, atUntil time.Time // when the message was made that set it last, and until when older ones do not count
 }
 
 // Topic is a topic of messages that set points.
@@ -142,7 +144,7 @@ func (s *Set) Change(devices []config.Device) {
 			fresh = append(fresh, c)
 			continue
 		}
-		c.sample, c.kept, c.until, c.said = o.sample, o.kept, o.until, o.said
+		c.sample, c.kept, c.until, c.said, c.at, c.atUntil = o.sample, o.kept, o.until, o.said, o.at, o.atUntil
 		if stale := c.source.Stale; stale != o.source.Stale {
 			c.until = time.Time{}
 			if stale > 0 {
@@ -263,7 +265,7 @@ func (s *Set) Read(_ context.Context, ids ...point.ID) ([]point.Sample, error) {
 func (s *Set) set(c *cell, v point.Value, q point.Quality, until time.Time, save time.Duration) {
 	now := time.Now()
 	c.sample = point.Sample{ID: c.point.ID, Value: v, Quality: q, Time: now}
-	c.until = until
+	c.until, c.at = until, time.Time{}
 	if s.begun {
 		s.emit([]point.Sample{c.sample})
 	}

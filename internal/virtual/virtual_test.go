@@ -248,8 +248,9 @@ func TestAge(t *testing.T) {
 		r.want(t, "v.p=1", "v.q=1")
 		time.Sleep(6 * time.Second)
 		r.want(t, "v.p=bad")
-		r.take(at(time.Hour)) // a backlog
-		r.want(t, "v.p=bad", "v.q=1")
+		time.Sleep(4 * time.Second)
+		r.take(at(time.Hour)) // clocks that differ, perhaps
+		r.want(t, "v.q=1")
 		r.take(at(-time.Hour)) // somebody's clock is wrong
 		r.want(t, "v.p=1", "v.q=1")
 		time.Sleep(10 * time.Second)
@@ -263,6 +264,49 @@ func TestAge(t *testing.T) {
 		r.want(t, "v.p=1", "v.q=1")
 		if !strings.Contains(r.log.String(), "it says that it is 1h0m0s old, and 10s counts; if it is new, the clocks differ") {
 			t.Errorf("log:\n%s", r.log)
+		}
+	})
+}
+
+// A backlog that comes after what is new, as uplinks send it with order: live_first,
+// takes nothing from that where values count for a time only.
+func TestBacklogAfterLive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, "", "p: { from: t, stale: 10s, write: {} }")
+		r.want(t, "v.p=bad")
+		send := func(value string, ago time.Duration) {
+			r.take(`{"value":` + value + `,"timestamp":"` + point.Timestamp(time.Now().Add(-ago)) + `"}`)
+		}
+		send("1", time.Second)
+		r.want(t, "v.p=1")
+		for _, old := range []time.Duration{time.Hour, time.Minute, 9 * time.Second, 2 * time.Second} {
+			send("7", old)
+			send("null", old)
+		}
+		r.want(t)
+		send("2", time.Second) // the same moment, as of what is sent again
+		r.want(t, "v.p=2")
+		send("3", -time.Hour) // a clock that is wrong
+		send("4", 0)          // and right again
+		r.want(t, "v.p=3", "v.p=4")
+		send("null", 0)
+		r.want(t, "v.p=bad")
+		send("5", time.Second)
+		r.want(t)
+		time.Sleep(10 * time.Second) // a clock that was set back, perhaps
+		send("5", 9*time.Second)
+		send("6", 5*time.Second)
+		r.want(t, "v.p=5", "v.p=6")
+		if err := r.Write(t.Context(), "v.p", point.IntValue(6)); err != nil {
+			t.Fatal(err)
+		}
+		r.want(t, "v.p=6")
+		send("7", time.Minute)
+		r.want(t)
+		send("8", time.Second)
+		r.want(t, "v.p=8")
+		if s := r.log.String(); s != "" {
+			t.Errorf("log:\n%s", s)
 		}
 	})
 }
