@@ -288,7 +288,9 @@ func TestKillWhileCommanding(t *testing.T) {
 }
 
 // Broker, gateway and link are restarted in every order with commands in flight:
-// each is answered in the end, none is done twice.
+// each is answered in the end, none is done twice. Before each restart commands
+// are answered again, so that what is cut is a way that works, and some that were
+// sent have no answer yet.
 func TestCommandsOverRestarts(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -300,8 +302,7 @@ func TestCommandsOverRestarts(t *testing.T) {
 	url := "mqtt://" + up.Addr()
 	c := newCommander()
 	gw := start(t, binary, "-c", cfg, "run", "--data", dir)
-	gw.log.waitFor(t, "uplink cloud")
-	steps := map[byte]func(){
+	restart := map[rune]func(){
 		'g': func() {
 			gw.stop()
 			gw = start(t, binary, "-c", cfg, "run", "--data", dir)
@@ -317,22 +318,48 @@ func TestCommandsOverRestarts(t *testing.T) {
 			up.Restart()
 		},
 	}
-	for _, order := range []string{"glb", "gbl", "lgb", "lbg", "bgl", "blg"} {
-		ctx, cancel := context.WithCancel(t.Context())
-		var sending sync.WaitGroup
-		sending.Go(func() { // ends with ctx
-			for ctx.Err() == nil {
-				c.send(ctx, url, rng, 5*time.Millisecond)
-			}
-		})
-		time.Sleep(200 * time.Millisecond)
-		for _, step := range order {
-			steps[byte(step)]()
-			time.Sleep(20 * time.Millisecond)
+	ctx, cancel := context.WithCancel(t.Context())
+	var sending sync.WaitGroup
+	sending.Go(func() { // ends with ctx
+		for ctx.Err() == nil {
+			c.send(ctx, url, rng, 5*time.Millisecond)
 		}
-		cancel()
-		sending.Wait()
+	})
+	inFlight := 0
+	for _, order := range []string{"glb", "gbl", "lgb", "lbg", "bgl", "blg"} {
+		for _, what := range order {
+			inFlight += c.busy(t)
+			restart[what]()
+		}
 	}
+	c.busy(t)
+	cancel()
+	sending.Wait()
+	t.Logf("%d commands were in flight at 18 restarts", inFlight)
 	c.finish(t, url)
 	c.judge(t, written(), dir)
+}
+
+// busy returns once ten commands that were sent from now on have an answer,
+// and others have none: how many.
+func (c *commander) busy(t *testing.T) (open int) {
+	t.Helper()
+	from := c.sent()
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		open = 0
+		for _, v := range c.open {
+			if v > from {
+				open++
+			}
+		}
+		answered := c.next - from - open
+		c.mu.Unlock()
+		if answered >= 10 && open > 0 {
+			return open
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("of what was sent for %v, %d commands are answered and %d are not", patience, answered, open)
+		}
+	}
 }

@@ -79,7 +79,7 @@ web: false
 	gw := start(t, binary, "-c", path, "run", "--data", filepath.Join(filepath.Dir(path), "data"))
 	news("subscription_refused")
 	send("set/level", "5")
-	news("set/level/ack")
+	news("set/level/ack {")
 
 	reload := func(commands ...string) {
 		t.Helper()
