@@ -30,8 +30,9 @@ import (
 // reloadLimit is how long all parts that go have to stop.
 const reloadLimit = 20 * time.Second
 
-// Changes names the parts that a reload has touched, as the log names them.
-type Changes struct{ Started, Replaced, Stopped []string }
+// Changes names the parts that a reload has touched, as the log names them. Changed
+// are Modbus servers that run on with another map.
+type Changes struct{ Started, Replaced, Changed, Stopped []string }
 
 // String returns "nothing", or what was done.
 func (c Changes) String() string {
@@ -39,7 +40,7 @@ func (c Changes) String() string {
 	for _, did := range []struct {
 		what  string
 		parts []string
-	}{{"started", c.Started}, {"replaced", c.Replaced}, {"stopped", c.Stopped}} {
+	}{{"started", c.Started}, {"replaced", c.Replaced}, {"changed", c.Changed}, {"stopped", c.Stopped}} {
 		if len(did.parts) > 0 {
 			all = append(all, did.what+" "+strings.Join(did.parts, ", "))
 		}
@@ -119,7 +120,13 @@ func (g *Gateway) Reload(ctx context.Context, cfg *config.Config, topics []publi
 	if failed != nil {
 		g.log.Error("reload", "err", failed)
 	}
-	return changes(before, after), nil
+	done := changes(before, after)
+	for _, s := range next.servers {
+		if old := was.server(s.Name()); old.part == s.part && old.serves != s.serves {
+			done.Changed = append(done.Changed, s.part.Name())
+		}
+	}
+	return done, nil
 }
 
 // silence takes the broker out of an assembly: it could not be made ready in place

@@ -216,7 +216,23 @@ web: false
 		t.Fatal(err)
 	}
 
+	unmapped := func() (asked int) {
+		list, _ := r.now.Load().servers[0].serves.Unmapped()
+		return len(list)
+	}
+	if _, err := server.Do(t.Context(), 1, modbus.ReadRequest(modbus.HoldingRegisters, 9, 1)); err == nil || unmapped() != 1 {
+		t.Errorf("asked in vain: %v; %d noted", err, unmapped())
+	}
 	r.to(with(), "nothing")
+	r.to(with("held: { initial: 5", "held: { initial: 6"), "nothing")
+	if unmapped() != 1 {
+		t.Error("what was asked for in vain is forgotten, though the map is the same")
+	}
+	r.to(with(`"400001": {`, `"400009": v.held, "400001": {`), "changed server tcp://127.0.0.1:0")
+	if unmapped() != 0 {
+		t.Error("what was asked for in vain is remembered with another map")
+	}
+	r.to(with(), "changed server tcp://127.0.0.1:0")
 	r.to(with("EVERY", "10ms"), "replaced line b, bus b")
 	if r.now.Load().servers[0].Server != server {
 		t.Error("the server is another one, because a point that it shows is read at another interval")
@@ -233,7 +249,7 @@ web: false
 	// A bus that is gone takes its points along; what shows them must go, too.
 	gone := strings.Replace(strings.Replace(with(), "  y: { bus: b, every: 20ms, points: { p: { at: holding 0, type: uint32 } } }\n", "", 1), "point: y.p", "point: x.p", 1)
 	gone = strings.Replace(gone, ", b: { tcp: "+b+" }", "", 1)
-	r.to(gone, "stopped line b, bus b")
+	r.to(gone, "changed server tcp://127.0.0.1:0; stopped line b, bus b")
 	if _, ok := r.pipeline.Last("y.p"); ok {
 		t.Error("a point that is gone has a value")
 	}

@@ -39,8 +39,12 @@ func (g *Gateway) serversOf(servers []config.Server, was *assembly) (made []serv
 	id := identity(g.version)
 	for _, c := range servers {
 		log := part(g.log, "server", c.Name)
-		s := server{serves: regmap.New(c, g.image, gate, id, log)}
-		switch old := was.server(c.Name); {
+		old := was.server(c.Name)
+		s := server{serves: old.serves}
+		if s.serves == nil || !s.serves.Is(c) { // else what was asked for in vain stays known
+			s.serves = regmap.New(c, g.image, gate, id, log)
+		}
+		switch {
 		case old.Server != nil && old.Serves(c):
 			s.Server, s.part = old.Server, old.part
 		case old.Server != nil:

@@ -34,6 +34,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"sort"
 	"sync"
@@ -191,6 +192,9 @@ func staleWords(e *config.Entry) []uint16 {
 	}
 	return nil
 }
+
+// Is reports whether m was made from these settings.
+func (m *Map) Is(cfg config.Server) bool { return reflect.DeepEqual(m.cfg, cfg) }
 
 // len returns the number of entries.
 func (m *Map) len() int { return len(m.cfg.Map) }
