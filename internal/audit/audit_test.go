@@ -412,6 +412,12 @@ func TestReadSince(t *testing.T) {
 	if !slices.Equal(got, ids(50, 100)) {
 		t.Errorf("ReadSince: %q", got)
 	}
+	if at, err := LastTime(dir); err != nil || !at.Equal(day.Add(99*time.Minute)) {
+		t.Errorf("LastTime = %v, %v", at, err)
+	}
+	if at, err := LastTime(t.TempDir()); err != nil || !at.IsZero() {
+		t.Errorf("LastTime of nothing = %v, %v", at, err)
+	}
 	if err := Read(dir, func(Record) error { return nil }); !errors.Is(err, ErrUnreadable) {
 		t.Errorf("Read = %v", err)
 	}
@@ -419,6 +425,72 @@ func TestReadSince(t *testing.T) {
 	if err := Read(dir, func(Record) error { return enough }); !errors.Is(err, enough) {
 		t.Errorf("Read = %v", err)
 	}
+}
+
+// Most records are read without a look at all of JSON, none as another.
+func TestQuick(t *testing.T) {
+	t.Parallel()
+	full := Record{
+		Seq: 7, Time: time.Date(2025, 11, 5, 14, 30, 15, 123e6, time.UTC), Event: Result, ID: "a1", By: "hmi", Via: "local", Point: "boiler.temp",
+		Value: "75.5 °C", Previous: "70", Status: "verified", Reason: "in words", Ms: 12, Prev: start, Hash: start,
+	}
+	unset, least, odd := full, Record{Seq: 1, Time: full.Time, Event: "x", Prev: start, Hash: start}, full
+	unset.Unset, odd.Value = true, `{"a":1}`
+	for i, r := range []Record{full, unset, least} {
+		if got, ok := quick(r.JSON()); !ok || got != r {
+			t.Errorf("%d: quick(%s) = %+v, %v", i, r.JSON(), got, ok)
+		}
+	}
+	line := string(full.JSON())
+	for _, text := range []string{
+		"", "{}", string(odd.JSON()), line[1:], line[:len(line)-1], line + " ", strings.Replace(line, `"id"`, `"ID"`, 1), strings.Replace(line, "12,", "-12,", 1),
+		strings.Replace(line, `"seq":7`, `"seq":07`, 1), strings.Replace(line, `"seq":7`, `"seq":0`, 1), strings.Replace(line, "hmi", "h\x01i", 1), strings.Replace(line, "hmi", "h\xffi", 1),
+		strings.Replace(line, "2025-11", "2025-13", 1), strings.Replace(line, start, "0", 1), strings.Replace(line, `,"ms":12`, `,"ms":9223372036854775808`, 1),
+	} {
+		if r, ok := quick([]byte(text)); ok {
+			t.Errorf("quick(%q) = %+v", text, r)
+		}
+	}
+}
+
+// FuzzQuick holds what is read quickly against what is read as JSON.
+func FuzzQuick(f *testing.F) {
+	r := record(1)
+	r.Seq, r.Prev, r.Hash, r.Reason, r.Status, r.Ms, r.Unset = 1, start, start, "ü", "failed", 5, true
+	f.Add(r.JSON())
+	f.Fuzz(func(t *testing.T, line []byte) {
+		r, ok := quick(line)
+		if !ok {
+			return
+		}
+		if want, _, err := parse(line); err != nil || r != want {
+			t.Errorf("read quickly, %q is %+v, else %+v, %v", line, r, want, err)
+		}
+	})
+}
+
+func BenchmarkReadSince(b *testing.B) {
+	dir := b.TempDir()
+	l, err := Open(dir, Options{}, quiet)
+	if err != nil {
+		b.Fatal(err)
+	}
+	const records = 2000
+	for i := range records {
+		if _, err := l.Append(b.Context(), record(i)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := Read(dir, func(Record) error { return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/records, "ns/record")
 }
 
 // A clock that is not set is said to be so, and what it told is not taken for old.
@@ -436,6 +508,9 @@ func TestUnsetClock(t *testing.T) {
 	var all []Record
 	if err := ReadSince(dir, time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC), func(r Record) error { all = append(all, r); return nil }); err != nil {
 		t.Fatal(err)
+	}
+	if at, err := LastTime(dir); err != nil || at.Year() != 2026 {
+		t.Errorf("LastTime = %v, %v", at, err)
 	}
 	if len(all) != 22 || !all[0].Unset || all[0].Time.Year() != 1970 || all[21].Unset || all[21].Time.Year() != 2026 {
 		t.Errorf("%d records, %+v to %+v", len(all), all[0], all[len(all)-1])

@@ -22,7 +22,7 @@ func Read(dir string, each func(Record) error) error { return ReadSince(dir, tim
 // the clock did not know. Files that hold only what is older it does not read.
 func ReadSince(dir string, since time.Time, each func(Record) error) error {
 	bad := 0
-	err := scan(dir, since, func(r Record, l line) error {
+	err := scan(dir, since, false, func(r Record, l line) error {
 		switch {
 		case l.err != nil && !l.last:
 			bad++
@@ -37,6 +37,36 @@ func ReadSince(dir string, since time.Time, each func(Record) error) error {
 	return err
 }
 
+// LastTime returns when the last record in the data directory dir was made whose
+// time is known, the zero time if there is none.
+func LastTime(dir string) (time.Time, error) {
+	folder := filepath.Join(dir, folderName)
+	numbers, err := list(folder)
+	if err != nil {
+		return time.Time{}, err
+	}
+	for i := len(numbers) - 1; i >= 0; i-- {
+		var last []byte
+		f, err := os.Open(filepath.Join(folder, fileName(numbers[i])))
+		if err != nil {
+			return time.Time{}, err
+		}
+		err = lines(f, func(text []byte, whole bool) error {
+			if stamp, unset := stampOf(text); whole && stamp != nil && !unset {
+				last = append(last[:0], stamp...)
+			}
+			return nil
+		})
+		if err = errors.Join(err, f.Close()); err != nil {
+			return time.Time{}, err
+		}
+		if at, err := time.Parse(timeFormat, string(last)); err == nil {
+			return at, nil
+		}
+	}
+	return time.Time{}, nil
+}
+
 // ErrUnreadable says that not all of the record can be read.
 var ErrUnreadable = errors.New("audit log is damaged")
 
@@ -44,13 +74,14 @@ var ErrUnreadable = errors.New("audit log is damaged")
 type line struct {
 	file  string
 	line  int
-	sound bool  // it gives its hash
+	sound bool  // it gives its hash; false if that was not looked at
 	err   error // it is no record
 	last  bool  // it has no end, and stands at the end of the last file: it is being written, or was cut
 }
 
-// scan calls each for every line of the files.
-func scan(dir string, since time.Time, each func(Record, line) error) error {
+// scan calls each for every line of the files. Unless it is told to check them it
+// does not look at hashes.
+func scan(dir string, since time.Time, check bool, each func(Record, line) error) error {
 	folder := filepath.Join(dir, folderName)
 	numbers, err := list(folder)
 	if err != nil {
@@ -77,8 +108,14 @@ func scan(dir string, since time.Time, each func(Record, line) error) error {
 			if whole && !since.IsZero() && older(text, early) {
 				return nil
 			}
-			var r Record
-			if r, at.sound, at.err = parse(text); !whole && at.err == nil {
+			r, known := Record{}, false
+			if !check {
+				r, known = quick(text)
+			}
+			if at.sound, at.err = false, nil; !known {
+				r, at.sound, at.err = parse(text)
+			}
+			if !whole && at.err == nil {
 				at.err = errors.New("the line has no end")
 			}
 			at.last = !whole && i == len(numbers)-1
@@ -94,13 +131,20 @@ func scan(dir string, since time.Time, each func(Record, line) error) error {
 // older reports, by a glance, that a record says a time before since and that
 // its clock was set.
 func older(line []byte, since string) bool {
-	const stamp, unset = `,"timestamp":"`, `","time":`
-	i := bytes.Index(line, []byte(stamp)) // all before it is the number
-	if i < 0 || i > len(`{"seq":18446744073709551615`) || len(line) < i+len(stamp)+len(since)+len(unset) {
-		return false
+	stamp, unset := stampOf(line)
+	return stamp != nil && !unset && string(stamp) < since
+}
+
+// stampOf returns the time that a record says, by a glance, nil if it is not where
+// it should be, and whether the clock was not set.
+func stampOf(line []byte) (stamp []byte, unset bool) {
+	const before, after = `,"timestamp":"`, `","time":`
+	i := bytes.Index(line, []byte(before)) // all before it is the number
+	if i < 0 || i > len(`{"seq":18446744073709551615`) || len(line) < i+len(before)+len(timeFormat)+len(after) {
+		return nil, false
 	}
-	rest := line[i+len(stamp):]
-	return string(rest[:len(since)]) < since && !bytes.HasPrefix(rest[len(since):], []byte(unset))
+	rest := line[i+len(before):]
+	return rest[:len(timeFormat)], bytes.HasPrefix(rest[len(timeFormat):], []byte(after))
 }
 
 // firstTime returns the time of the first record in a file that knows it.
@@ -171,7 +215,7 @@ func Verify(dir string) (Report, error) {
 		if v.known, err = peekHead(dir); err != nil {
 			return v.Report, err
 		}
-		if err := scan(dir, time.Time{}, v.step); err != nil {
+		if err := scan(dir, time.Time{}, true, v.step); err != nil {
 			return v.Report, err
 		}
 		if v.known.hash != "" || v.Records == 0 {

@@ -215,6 +215,7 @@ type Desk struct {
 	reads    atomic.Int32                          // commands that read, under way
 	events   atomic.Int32                          // messages on their way to the event log
 	orphans  []orphan                              // of before the restart; Run's
+	lastDay  int64                                 // of the newest record of before the start that knows it, in days since 1970; 0: none
 	seed     maphash.Seed
 
 	mu       sync.Mutex

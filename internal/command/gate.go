@@ -356,7 +356,7 @@ func (d *Desk) checkPace(j *job, now time.Time) Result {
 		if wait := w.RateEvery - now.Sub(pl.accepted); w.RateEvery > 0 && !pl.accepted.IsZero() && wait > 0 {
 			return refusal(byRate, "too soon: %s may be written once in %s, next in %s", pl.point.ID, w.RateEvery, ago(wait))
 		}
-		if w.Budget > 0 && pl.spent(now) >= w.Budget {
+		if w.Budget > 0 && d.spent(pl, now) >= w.Budget {
 			return refusal(byBudget, "the budget of %s is used up: %d writes a day, until 00:00 UTC", pl.point.ID, w.Budget)
 		}
 	}
@@ -366,9 +366,18 @@ func (d *Desk) checkPace(j *job, now time.Time) Result {
 // today numbers the days in UTC.
 func today(now time.Time) int64 { return now.Unix() / (24 * 3600) }
 
+// today is the day of the budgets. Until the clock is set it is that of the last
+// record, so that a restart gives no new budget.
+func (d *Desk) today(now time.Time) int64 {
+	if d.lastDay > 0 && !d.o.ClockSet() {
+		return d.lastDay
+	}
+	return today(now)
+}
+
 // spent returns the writes of this day.
-func (p *place) spent(now time.Time) int {
-	if p.day != today(now) {
+func (d *Desk) spent(p *place, now time.Time) int {
+	if p.day != d.today(now) {
 		return 0
 	}
 	return p.writes
@@ -377,7 +386,7 @@ func (p *place) spent(now time.Time) int {
 // spend counts a write against the point's budget, and warns when it runs out.
 // mu is held.
 func (d *Desk) spend(p *place, now time.Time) {
-	if day := today(now); p.day != day {
+	if day := d.today(now); p.day != day {
 		p.day, p.writes, p.warned = day, 0, false
 	}
 	p.writes++
@@ -397,7 +406,7 @@ func (d *Desk) spend(p *place, now time.Time) {
 func (d *Desk) unspend(p *place, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if p.day == today(now) && p.writes > 0 {
+	if p.day == d.today(now) && p.writes > 0 {
 		p.writes--
 	}
 }

@@ -582,7 +582,8 @@ func TestOrphans(t *testing.T) {
 		}
 		d.restart()
 		got := d.take()
-		if len(got) != 1 || !strings.HasPrefix(got[0], `cmd/boiler/level/ack {"id":"o1","status":"unknown","point":"boiler.level","value":5,"reason":"the gateway was stopped`) {
+		if len(got) != 2 || !strings.HasPrefix(got[0], `cmd/boiler/level/ack {"id":"o1","status":"unknown","point":"boiler.level","value":5,"reason":"the gateway was stopped`) ||
+			got[1] != `recipe/stop/ack {"id":"o2","status":"unknown","reason":"the gateway was stopped before it was known what became of all of it","writes":[{"status":"verified","point":"boiler.setpoint","value":5},{"status":"unknown","point":"boiler.level","value":6}]` {
 			t.Errorf("answered %q", got)
 		}
 		d.want("cmd/boiler/level", `{"id":"o1","value":5}`, `{"id":"o1","status":"unknown","point":"boiler.level","reason":"the gateway was stopped`)
@@ -594,6 +595,78 @@ func TestOrphans(t *testing.T) {
 		if got := d.plant.writes(); len(got) != 0 {
 			t.Errorf("written %q", got)
 		}
+	})
+}
+
+// What has an outcome is not told to have none, whether it had an id or not.
+func TestNoOrphans(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.plant.delay["boiler"] = time.Second
+		for i := range 5 { // under way at the same time
+			d.send("cmd/boiler/level", fmt.Sprint(i))
+		}
+		d.send("recipe", `{"temp":55,"level":30,"mode":1}`)
+		d.send("recipe", `{"temp":56,"level":31,"mode":2}`)
+		d.send("all/speed", "500")
+		d.send("emergency/stop", "EMERGENCY_STOP")
+		d.send("cmd/boiler/worn", "3")
+		time.Sleep(time.Minute)
+		if got := d.take(); len(got) != 10 {
+			t.Errorf("answered %q", got)
+		}
+		d.restart()
+		if got := d.take(); len(got) != 0 {
+			t.Errorf("after the restart answered %q", got)
+		}
+		if n := d.book.Load().points["boiler.worn"].writes; n != 1 {
+			t.Errorf("%d writes are counted, want 1", n)
+		}
+	})
+}
+
+// What is remembered does not depend on how long the gateway was off, nor on how
+// long an order took.
+func TestRestartsLater(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		note := func(r audit.Record) {
+			if _, err := d.audit.Append(t.Context(), r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		note(audit.Record{Event: audit.Accepted, ID: "off", Via: "cloud", Point: "boiler.level", Value: "5", Reason: answerOn + "cmd/boiler/level/ack"})
+		time.Sleep(3 * 24 * time.Hour)
+		d.restart()
+		if got := d.take(); len(got) != 1 || !strings.Contains(got[0], `{"id":"off","status":"unknown"`) {
+			t.Errorf("after three days answered %q", got)
+		}
+		d.want("cmd/boiler/level", `{"id":"off","value":5}`, `{"id":"off","status":"unknown"`)
+		note(audit.Record{Event: audit.Accepted, ID: "long", Via: "cloud", Point: "boiler.setpoint", Value: "50"})
+		time.Sleep(5 * time.Hour)
+		note(audit.Record{Event: audit.Result, ID: "long", Via: "cloud", Point: "boiler.setpoint", Value: "50", Status: "verified"})
+		d.restart()
+		d.want("again", `{"id":"long","value":50}`, `{"id":"long","status":"verified","point":"boiler.setpoint","value":50`)
+		if got := d.plant.writes(); len(got) != 0 {
+			t.Errorf("written %q", got)
+		}
+	})
+}
+
+// A board that wakes up without a clock gets no new budget by that, and remembers
+// the ids of before, however old they are.
+func TestRestartWithoutClock(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.want("cmd/boiler/worn", `{"value":0,"id":"w0"}`, `"verified"`)
+		for i := range 4 {
+			d.want("cmd/boiler/worn", fmt.Sprint(i), `"verified"`)
+		}
+		time.Sleep(48 * time.Hour) // as far as it knows
+		set := false
+		d.options.ClockSet = func() bool { return set }
+		d.restart()
+		d.want("cmd/boiler/worn", "7", `the budget of boiler.worn is used up`)
+		d.want("cmd/boiler/worn", `{"value":0,"id":"w0"}`, `{"id":"w0","status":"verified"`)
+		set = true
+		d.want("cmd/boiler/worn", "7", `"verified"`)
 	})
 }
 

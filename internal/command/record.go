@@ -1,9 +1,12 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -190,100 +193,188 @@ func (d *Desk) noteRefusal(r audit.Record) {
 	d.note(r)
 }
 
-// orphan is an order of before the restart without a result.
+// orphan is an order of before the restart whose outcome is not known.
 type orphan struct {
 	record audit.Record
 	result Result
 }
 
-// remember reads what the record says of before: ids with their answers, and
-// what was written on this day.
+// past is an order that the record tells of.
+type past struct {
+	record  audit.Record
+	points  []string
+	results []audit.Record
+	kept    bool // among those whose ids may come again
+	undone  bool // it was announced too late, and not done
+}
+
+// waits reports whether r may be the outcome of one of its writes, or of all, and
+// whether it is of the value that was asked for: a sender without ids may have
+// several orders for one point under way.
+func (p *past) waits(r *audit.Record) (may, same bool) {
+	if r.Point == p.record.Point {
+		return true, r.Value == p.record.Value
+	}
+	i := slices.Index(p.points, r.Point)
+	if i < 0 || slices.ContainsFunc(p.results, func(o audit.Record) bool { return o.Point == r.Point }) {
+		return false, false
+	}
+	values := p.values()
+	return true, values != nil && values[i] == r.Value
+}
+
+// values returns the values that were asked for, nil if they cannot be told from
+// each other.
+func (p *past) values() []string {
+	values := strings.Split(p.record.Value, between)
+	if len(values) != len(p.points) {
+		return nil
+	}
+	return values
+}
+
+// outcomeOf returns the index of the order in open that r is the outcome of, -1 if
+// there is none.
+func outcomeOf(open []*past, r *audit.Record) int {
+	first := -1
+	for i, p := range open {
+		may, same := p.waits(r)
+		if same {
+			return i
+		}
+		if may && first < 0 {
+			first = i
+		}
+	}
+	return first
+}
+
+// ended reports whether it is known what became of all of it.
+func (p *past) ended() bool {
+	return len(p.results) >= len(p.points) || slices.ContainsFunc(p.results, func(r audit.Record) bool { return r.Point == p.record.Point })
+}
+
+// inFlight is how long before the end of the record an order may have been
+// accepted that had no outcome yet: a retry may last a day.
+const inFlight = 24 * time.Hour
+
+// remember reads what the record says of before: ids with their answers, orders
+// without an outcome, and what was written on this day.
 func (d *Desk) remember(dir string, now time.Time) {
-	since := now.Add(-max(d.book.Load().rules.DuplicateWindow, 24*time.Hour))
-	if !d.o.ClockSet() {
+	window := d.book.Load().rules.DuplicateWindow
+	since := now
+	switch last, err := audit.LastTime(dir); {
+	case err != nil || !d.o.ClockSet():
 		since = time.Time{} // nobody knows how long ago that is
+	case !last.IsZero() && last.Before(now): // the machine may have been off for long
+		since = last
 	}
-	type order struct {
-		record  audit.Record
-		results []audit.Record
-		undone  bool // it was announced too late, and not done
+	if !since.IsZero() {
+		since = since.Add(-max(window, inFlight))
 	}
-	var orders []*order
-	open := make(map[string]*order) // by who, when it has no id
+	recent := func(r *audit.Record) bool { return !d.o.ClockSet() || r.Unset || now.Sub(r.Time) <= window }
+	var ids []*past // whose ids may come again, in order
+	keep := func(p *past) {
+		if !p.kept && keyOf(p.record) != "" {
+			p.kept = true
+			if len(ids) == maxIDs { // there is no use for more
+				ids = slices.Delete(ids, 0, maxIDs/2)
+			}
+			ids = append(ids, p)
+		}
+	}
+	open := make(map[string][]*past) // without an outcome, by who and which id
+	drop := func(key string, i int) {
+		if open[key] = slices.Delete(open[key], i, i+1); len(open[key]) == 0 {
+			delete(open, key)
+		}
+	}
+	day := int64(0) // of the newest record that knows it
 	err := audit.ReadSince(dir, since, func(r audit.Record) error {
+		if !r.Unset {
+			day = today(r.Time)
+		}
 		key := strings.Join([]string{r.ID, r.By, r.Via}, "\n")
 		switch r.Event {
 		case audit.Accepted:
-			o := &order{record: r}
-			orders = append(orders, o)
-			open[key+"\n"+r.Point] = o
-			if r.ID != "" {
-				open[key] = o
+			p := &past{record: r, points: strings.Split(r.Point, between)}
+			open[key] = append(open[key], p)
+			if recent(&r) {
+				keep(p)
 			}
 		case audit.Result:
-			o := open[key+"\n"+r.Point]
-			if o == nil && r.ID != "" {
-				o = open[key]
+			i := outcomeOf(open[key], &r)
+			if i < 0 {
+				return nil
 			}
-			if o != nil {
-				o.results = append(o.results, r)
+			p := open[key][i]
+			p.results = append(p.results, r)
+			d.recount(p, &r, day)
+			if recent(&r) {
+				keep(p)
+			}
+			if p.ended() {
+				drop(key, i)
 			}
 		case audit.Refused:
-			o := open[key+"\n"+r.Point]
+			i := outcomeOf(open[key], &r)
 			switch {
-			case strings.HasPrefix(r.Reason, unrecorded) && o != nil && len(o.results) == 0:
-				o.undone = true
-			case r.ID != "" && !passing(r.Reason):
-				orders = append(orders, &order{record: r, results: []audit.Record{r}})
+			case strings.HasPrefix(r.Reason, unrecorded) && i >= 0 && len(open[key][i].results) == 0:
+				open[key][i].undone = true
+				drop(key, i)
+			case r.ID != "" && !passing(r.Reason) && recent(&r):
+				keep(&past{record: r, points: []string{r.Point}, results: []audit.Record{r}})
 			}
 		case tried, restored, reasserted:
-			d.spendAgain(r, now)
+			d.spendAgain(r.Point, day)
 		}
 		return nil
 	})
 	if err != nil {
 		d.log.Error("the record of before cannot be read as a whole, ids of before the start may be taken again", "err", err)
 	}
-	for _, o := range orders {
-		if o.undone {
-			continue
-		}
-		points := strings.Split(o.record.Point, between)
-		r := Result{Status: Unknown, Reason: "the gateway was stopped before it was known what became of it"}
-		if len(o.results) > 0 {
-			r = fromRecords(o.results, len(points))
-		}
-		if o.record.Event == audit.Accepted {
-			d.recount(o.record, points, o.results, now)
-			if len(o.results) == 0 {
-				d.orphans = append(d.orphans, orphan{o.record, r})
+	d.lastDay = day
+	left := slices.Concat(slices.Collect(maps.Values(open))...)
+	slices.SortFunc(left, func(a, b *past) int { return cmp.Compare(a.record.Seq, b.record.Seq) })
+	for _, p := range left {
+		keep(p)
+		d.orphans = append(d.orphans, orphan{p.record, p.answer()})
+		if len(p.results) == 0 {
+			for _, id := range p.points {
+				d.spendAgain(id, day)
 			}
 		}
-		key := keyOf(o.record)
-		if key == "" || d.o.ClockSet() && now.Sub(o.record.Time) > d.book.Load().rules.DuplicateWindow || len(d.ids) >= maxIDs {
+	}
+	for _, p := range ids[max(0, len(ids)-maxIDs/2):] { // the newest, and there is room for more
+		key := keyOf(p.record)
+		first := d.ids[key]
+		if p.undone || first != nil && !(first.refused() && (p.record.Event == audit.Accepted || first.content != contentOf(p.record))) {
 			continue
 		}
-		if first := d.ids[key]; first != nil && !(first.refused() && (o.record.Event == audit.Accepted || first.content != contentOf(o.record))) {
-			continue
-		}
-		k := &known{content: contentOf(o.record), done: make(chan struct{}), result: r}
+		k := &known{content: contentOf(p.record), done: make(chan struct{}), result: p.answer()}
 		close(k.done)
 		d.ids[key] = k
 		d.retire(key, now)
 	}
 }
 
-// fromRecords makes the answer to an order of its results, one for each point,
-// or one for all that was not done.
-func fromRecords(results []audit.Record, points int) Result {
-	last := results[len(results)-1]
+// answer is what who sent the order is told, of its results: one for each point, or
+// one for all that was not done.
+func (p *past) answer() Result {
+	switch {
+	case len(p.results) == 0 && len(p.points) == 1:
+		return Result{Status: Unknown, Reason: "the gateway was stopped before it was known what became of it"}
+	case !p.ended():
+		return p.half()
+	}
+	last := p.results[len(p.results)-1]
 	r := Result{Status: Status(last.Status), Reason: last.Reason, Took: time.Duration(last.Ms) * time.Millisecond}
-	if last.Event == audit.Refused || r.Status == Rejected && len(results) == 1 {
+	if last.Event == audit.Refused || r.Status == Rejected && len(p.results) == 1 || len(p.points) > 1 && last.Point == p.record.Point {
 		return r
 	}
 	rank := map[Status]int{Verified: 0, Written: 1, Rejected: 2, Failed: 3, Unknown: 4}
 	r.Status = Verified
-	for _, rec := range results {
+	for _, rec := range p.results {
 		s := Status(rec.Status)
 		if rank[s] >= rank[r.Status] {
 			r.Status, r.Reason = s, rec.Reason
@@ -296,8 +387,25 @@ func fromRecords(results []audit.Record, points int) Result {
 	if r.Status == Rejected {
 		r.Status = Failed
 	}
-	if len(results) < points {
-		r.Status, r.Reason = Unknown, "the gateway was stopped before it was known what became of all of it"
+	return r
+}
+
+// half is the answer to an order of several writes when it is not known what
+// became of each.
+func (p *past) half() Result {
+	r := Result{Status: Unknown, Reason: "the gateway was stopped before it was known what became of all of it"}
+	values := p.values()
+	for i, id := range p.points {
+		out := Outcome{Point: point.ID(id), Status: Unknown}
+		if values != nil {
+			out.Value = valueOf(values[i])
+		}
+		for _, rec := range p.results {
+			if rec.Point == id {
+				out.Status, out.Reason, out.Value, out.Previous = Status(rec.Status), rec.Reason, valueOf(rec.Value), valueOf(rec.Previous)
+			}
+		}
+		r.Writes = append(r.Writes, out)
 	}
 	return r
 }
@@ -310,25 +418,28 @@ func valueOf(text string) point.Value {
 	return point.ParseValue(text)
 }
 
-// spendAgain counts a write of before that is not the outcome of an order.
-func (d *Desk) spendAgain(r audit.Record, now time.Time) {
-	if p := d.book.Load().points[point.ID(r.Point)]; p != nil && today(r.Time) == today(now) {
-		p.day = today(now)
-		p.writes++
+// spendAgain counts a write of before, on the day that it was made.
+func (d *Desk) spendAgain(id string, day int64) {
+	p := d.book.Load().points[point.ID(id)]
+	if p == nil {
+		return
 	}
+	if p.day != day {
+		p.day, p.writes = day, 0
+	}
+	p.writes++
 }
 
-// recount counts the writes of an order of before against the budgets.
-func (d *Desk) recount(r audit.Record, points []string, results []audit.Record, now time.Time) {
-	if len(results) == 0 {
-		for _, id := range points {
-			d.spendAgain(audit.Record{Point: id, Time: r.Time}, now)
+// recount counts a write of an order of before against the budget, if it was made.
+func (d *Desk) recount(p *past, r *audit.Record, day int64) {
+	switch {
+	case r.Reason == unchanged, r.Status == string(Rejected):
+	case len(p.points) > 1 && r.Point == p.record.Point:
+		for _, id := range p.points {
+			d.spendAgain(id, day)
 		}
-	}
-	for _, res := range results {
-		if res.Reason != unchanged && res.Status != string(Rejected) {
-			d.spendAgain(res, now)
-		}
+	default:
+		d.spendAgain(r.Point, day)
 	}
 }
 
@@ -345,9 +456,9 @@ func (d *Desk) answerOrphans(ctx context.Context) {
 		if !ok || sink == nil {
 			continue
 		}
-		a := answer{id: o.record.ID, by: by(o.record.By, o.record.Via), result: o.result, value: valueOf(o.record.Value)}
+		a := answer{id: o.record.ID, by: by(o.record.By, o.record.Via), result: o.result}
 		if !strings.Contains(o.record.Point, between) {
-			a.point = o.record.Point
+			a.point, a.value = o.record.Point, valueOf(o.record.Value)
 		}
 		m := mqtt.Message{Topic: topic, QoS: 1}
 		m.Payload, m.Stamp = a.json(d.o.Clock)

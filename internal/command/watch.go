@@ -197,7 +197,7 @@ func (d *Desk) reassertDue(ctx, grace context.Context, p *place, now time.Time, 
 		return h.next
 	}
 	budget := p.point.Write.Budget
-	if budget > 0 && p.spent(now) >= budget {
+	if budget > 0 && d.spent(p, now) >= budget {
 		h.next = now.Add(time.Minute)
 		return h.next
 	}
