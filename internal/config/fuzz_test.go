@@ -95,7 +95,7 @@ func FuzzLayer(f *testing.F) {
 		if err := errors.Join(os.WriteFile(path, []byte(base), 0o600), os.WriteFile(layer, []byte(text), 0o600)); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := Values(path, layer, []string{"devices.a.every", "site.id"}); err != nil {
+		if _, err := Values(path, []byte(text), []string{"devices.a.every", "site.id"}); err != nil {
 			t.Fatal(err)
 		}
 		cfg, err := LoadLayer(path, layer)

@@ -27,6 +27,7 @@ func (l *loader) read(path string) error {
 		return Faults{{File: path, Text: readFault(err)}}
 	}
 	l.add(path, text)
+	l.sums.Files = sum(0, "", text)
 	dir := filepath.Join(filepath.Dir(path), "conf.d")
 	entries, err := os.ReadDir(dir) // sorted by name
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -43,6 +44,7 @@ func (l *loader) read(path string) error {
 				continue
 			}
 			l.add(name, text)
+			l.sums.Files = sum(l.sums.Files, e.Name(), text)
 		case strings.HasSuffix(e.Name(), ".yml"):
 			l.d.warnings = append(l.d.warnings, found{Fault: Fault{File: name, Text: "is not read; rename it to end in .yaml, or remove it"}})
 		}
@@ -79,6 +81,7 @@ func LoadBytes(name string, text []byte) (*Config, error) {
 type loader struct {
 	d    decoder
 	root *node // nil as long as nothing has been read
+	sums Sums
 }
 
 func newLoader() *loader {
@@ -146,7 +149,7 @@ func (l *loader) finish() (*Config, error) {
 		return nil, Faults(d.sorted(d.found))
 	}
 	cfg.Warnings = d.sorted(d.warnings)
-	cfg.order = d.files
+	cfg.order, cfg.Sums = d.files, l.sums
 	for _, f := range d.depends {
 		p := d.set.Place(f.at)
 		cfg.files = append(cfg.files, namedFile{f.path, Fault{p.File, p.Line, p.Col, strings.Clone(f.where), ""}})

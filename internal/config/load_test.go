@@ -106,7 +106,7 @@ uplinks: { cloud: { url: mqtt://broker.example:1883 } }
 	if len(got.Warnings) != 1 || !strings.Contains(got.Warnings[0].Text, "is not encrypted") {
 		t.Errorf("warnings %v", got.Warnings)
 	}
-	got.Warnings, got.file, got.places, got.files, got.order = nil, "", nil, nil, nil
+	got.Warnings, got.Sums, got.file, got.places, got.files, got.order = nil, Sums{}, "", nil, nil, nil
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -809,7 +809,7 @@ web: false
 		CommandRules: CommandRules{MaxAge: 30 * time.Second, DuplicateWindow: 10 * time.Minute, LossAfter: 30 * time.Second},
 	}
 	got := *cfg
-	got.Warnings, got.file, got.places, got.files, got.order = nil, "", nil, nil, nil
+	got.Warnings, got.Sums, got.file, got.places, got.files, got.order = nil, Sums{}, "", nil, nil, nil
 	if !reflect.DeepEqual(got, want) {
 		g, w := reflect.ValueOf(got), reflect.ValueOf(want)
 		for i := range g.NumField() {

@@ -1,7 +1,10 @@
 package config
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
+	"hash/maphash"
 	"io/fs"
 	"os"
 	"slices"
@@ -165,15 +168,28 @@ func (s *Settings) Refuses(path string) string {
 	return ""
 }
 
-// layer puts the settings that were changed from afar, in the file at path, over
-// those of the configuration. What settings: does not allow stays as it is.
+// layer puts the settings that were changed from afar, which stand in the file at
+// path, over those of the configuration.
 func (l *loader) layer(path string) {
-	d := &l.d
 	if path == "" || l.root == nil || l.root.Kind != yamltree.Map {
 		return
 	}
 	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		l.d.files[path] = len(l.d.files)
+		l.d.warnings = append(l.d.warnings, found{Fault: Fault{File: path, Text: "what was changed from afar is not at work: " + readFault(err)}})
+	default:
+		l.over(path, text)
+	}
+}
+
+// over puts the settings in text, which stands for the file at path, over those of
+// the configuration. What settings: does not allow stays as it is.
+func (l *loader) over(path string, text []byte) {
+	d := &l.d
+	if l.root == nil || l.root.Kind != yamltree.Map {
 		return
 	}
 	warn := func(key *node, path, text string) {
@@ -181,10 +197,7 @@ func (l *loader) layer(path string) {
 		d.warnings = append(d.warnings, found{Fault: f})
 	}
 	d.files[path] = len(d.files)
-	if err != nil {
-		d.warnings = append(d.warnings, found{Fault: Fault{File: path, Text: "what was changed from afar is not at work: " + readFault(err)}})
-		return
-	}
+	l.sums.Layer = sum(0, "", text[len(comments(text)):])
 	_, at := l.root.Get("settings")
 	if at == nil {
 		d.warnings = append(d.warnings, found{Fault: Fault{File: path, Text: "what was changed from afar is not at work, since settings: is not in the configuration; remove the file, or add settings:"}})
@@ -217,6 +230,38 @@ func (l *loader) layer(path string) {
 	}
 }
 
+// comments returns the comments before all else in a text.
+func comments(text []byte) []byte {
+	n := 0
+	for n < len(text) && text[n] == '#' {
+		end := bytes.IndexByte(text[n:], '\n')
+		if end < 0 {
+			return text
+		}
+		n += end + 1
+	}
+	return text[:n]
+}
+
+// Sums tell whether what a configuration was read from has changed since. They mean
+// nothing to another process.
+type Sums struct {
+	Files uint64 // the file, and those of conf.d
+	Layer uint64 // what was changed from afar, but for comments before it; 0: nothing was
+}
+
+var sumSeed = maphash.MakeSeed()
+
+// sum goes on from the sum of what was before with one more file.
+func sum(before uint64, name string, text []byte) uint64 {
+	var h maphash.Hash
+	h.SetSeed(sumSeed)
+	for _, b := range [][]byte{binary.LittleEndian.AppendUint64(nil, before), []byte(name), {0}, text} {
+		_, _ = h.Write(b) // never fails
+	}
+	return max(h.Sum64(), 1)
+}
+
 // LoadLayer is Load with the settings that were changed from afar, which stand in
 // the file at layer, if there is one.
 func LoadLayer(path, layer string) (*Config, error) {
@@ -228,15 +273,25 @@ func LoadLayer(path, layer string) (*Config, error) {
 	return l.finish()
 }
 
-// Values returns what stands at keys, in the configuration at path with what was
-// changed from afar: as YAML in one line, *** for what is secret. What is not
-// given is not there.
-func Values(path, layer string, keys []string) (map[string]string, error) {
+// LoadOver is LoadLayer with what the file at layer is to hold: it need not be there.
+func LoadOver(path, layer string, text []byte) (*Config, error) {
 	l := newLoader()
 	if err := l.read(path); err != nil {
 		return nil, err
 	}
-	l.layer(layer)
+	l.over(layer, text)
+	return l.finish()
+}
+
+// Values returns what stands at keys, in the configuration at path with settings
+// that were changed from afar, the text of such a file: as YAML in one line, *** for
+// what is secret. What is not given is not there.
+func Values(path string, layer []byte, keys []string) (map[string]string, error) {
+	l := newLoader()
+	if err := l.read(path); err != nil {
+		return nil, err
+	}
+	l.over("", layer)
 	values := make(map[string]string)
 	for _, key := range keys {
 		n := l.root.Find(strings.Split(key, "."))

@@ -26,6 +26,8 @@ type Config struct {
 	CommandRules CommandRules
 	Settings     *Settings // nil: nothing is changed by messages
 
+	Sums Sums // of what it was read from
+
 	// Warnings are standing warnings: accepted, but someone should look
 	// (plain text passwords, mqtt:// to a host that is not loopback).
 	Warnings []Fault

@@ -14,6 +14,7 @@ import (
 	"fieldgate/internal/group"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/publish"
+	"fieldgate/internal/queue"
 	"fieldgate/internal/uplink"
 )
 
@@ -74,12 +75,16 @@ func (g *Gateway) subscriptions(a *assembly, name string) []uplink.Subscription 
 }
 
 // answer sends an answer where the command came from: to what has that name by
-// now.
-func (g *Gateway) answer(via string, m mqtt.Message) {
+// now. It answers for something that was done: no power cut may take it.
+func (g *Gateway) answer(via string, m mqtt.Message) { g.send(via, m, (*queue.Queue).DeliverNow) }
+
+// tell is answer for what a power cut may take. It waits for no disk.
+func (g *Gateway) tell(via string, m mqtt.Message) { g.send(via, m, (*queue.Queue).Deliver) }
+
+func (g *Gateway) send(via string, m mqtt.Message, deliver func(*queue.Queue, context.Context, ...mqtt.Message) error) {
 	err := errGone
 	if w := g.now.Load().way(via); w.queue != nil {
-		// It answers for something that was done: no power cut may take it.
-		err = w.queue.DeliverNow(context.Background(), m)
+		err = deliver(w.queue, context.Background(), m)
 	} else if via == config.Local {
 		err = g.toLocal(context.Background(), m)
 	}

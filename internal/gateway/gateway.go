@@ -80,6 +80,7 @@ type assembly struct {
 	alarms   string // topic of alarms, before the severity
 	warnings []string
 	settings *config.Settings // nil: nothing is changed by messages
+	sums     config.Sums      // of what the configuration was read from
 	maxAge   time.Duration    // of messages with a timestamp
 	memory   []config.Device  // the virtual ones
 	points   int
@@ -166,7 +167,7 @@ func Open(cfg *config.Config, topics []publish.Topic, dir, version string, log *
 	}
 	g.ending, g.end = context.WithCancel(context.Background())
 	g.herald, g.siren = newHerald(g), newSiren(g)
-	g.remote = &remote{gateway: g, inbox: make(chan request, remoteWaits), answers: make(map[string]remoteAnswer)}
+	g.remote = newRemote(g)
 	g.plant.virtual = virtual.New(cfg.Devices, dir, g.pipeline.Emit, part(log, "virtual", ""))
 	g.plant.virtual.Clock = g.clock
 	g.lasting = lasting{
@@ -193,7 +194,7 @@ func (g *Gateway) assemble(cfg *config.Config, topics []publish.Topic) (next *as
 	was := g.now.Load()
 	next = &assembly{
 		status: cfg.Status, alarms: alarmTopic(cfg.Site), audit: was.audit, desk: was.desk,
-		settings: cfg.Settings, maxAge: cfg.CommandRules.MaxAge,
+		settings: cfg.Settings, sums: cfg.Sums, maxAge: cfg.CommandRules.MaxAge,
 		sinks: make(map[string]mqtt.Sink), told: make(map[string]mqtt.Sink),
 	}
 	defer func() {

@@ -39,7 +39,16 @@ func LoadLayer(path, layer string) (*config.Config, []publish.Topic, error) {
 }
 
 func loadLayer(path, layer string) (*config.Config, []publish.Topic, error) {
-	cfg, err := config.LoadLayer(path, layer)
+	return checked(config.LoadLayer(path, layer))
+}
+
+// loadOver is loadLayer with the text of the file at layer, which need not be there.
+func loadOver(path, layer string, text []byte) (*config.Config, []publish.Topic, error) {
+	return checked(config.LoadOver(path, layer, text))
+}
+
+// checked holds the rules of a configuration that was read against its points.
+func checked(cfg *config.Config, err error) (*config.Config, []publish.Topic, error) {
 	if err != nil {
 		return nil, nil, err
 	}

@@ -19,7 +19,6 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
-	"fieldgate/internal/publish"
 	"fieldgate/internal/uplink"
 )
 
@@ -32,13 +31,21 @@ const (
 	remoteWaits   = 4         // messages that wait; past them one is refused
 	remotePayload = 256 << 10 // bytes of a message
 	remoteMost    = 200       // settings in all
-	remoteIDs     = 256       // that are remembered
+	remoteIDs     = 256       // that are remembered, of changes that were accepted and of others
 	remoteID      = 128       // bytes of an id
 	remoteReason  = 2000      // bytes of a reason
 )
 
 // remoteEvent is what the audit log calls a change of settings.
 const remoteEvent = "settings"
+
+// What is refused is recorded so many times in that span; what is more is counted,
+// in one record for the span: a flood must not wear out the flash, nor push what was
+// written out of the audit log.
+const (
+	refusalsMost = 10
+	refusalsSpan = time.Minute
+)
 
 // trialLook is how often a trial looks whether the gateway moves.
 const trialLook = 250 * time.Millisecond
@@ -67,8 +74,40 @@ type remote struct {
 	gateway *Gateway
 	source  *Source
 	inbox   chan request
-	answers map[string]remoteAnswer // last ones, by id
-	order   []string                // of the ids, the oldest first
+
+	// The rest but refusals belongs to run.
+	accepted answers // how far changes are that were, and what came of them
+	refused  answers // of others: they push none of the first out
+
+	refusals refusals
+}
+
+func newRemote(g *Gateway) *remote {
+	return &remote{gateway: g, inbox: make(chan request, remoteWaits), refusals: refusals{news: make(chan struct{}, 1)}}
+}
+
+// answers is the last answers, by id. The zero value is empty.
+type answers struct {
+	byID  map[string]remoteAnswer
+	order []string // of the ids, the oldest first
+}
+
+// keep remembers the answer to an id, "" for none.
+func (s *answers) keep(id string, a remoteAnswer) {
+	if id == "" {
+		return
+	}
+	if s.byID == nil {
+		s.byID = make(map[string]remoteAnswer)
+	}
+	if _, known := s.byID[id]; !known {
+		s.order = append(s.order, id)
+	}
+	s.byID[id] = a
+	if len(s.order) > remoteIDs {
+		delete(s.byID, s.order[0])
+		s.order = s.order[1:]
+	}
 }
 
 // request is a message that asks for a change, and what is needed to answer it.
@@ -78,7 +117,8 @@ type request struct {
 	By  string `json:"by"`
 	Ack string `json:"ack"`
 
-	payload  []byte
+	payload  []byte // nil if it is longer than remotePayload
+	size     int    // of the message
 	retained bool
 	at       time.Time
 }
@@ -117,26 +157,29 @@ func (g *Gateway) settings(a *assembly, via string) []uplink.Subscription {
 		return nil
 	}
 	take := func(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
-		r := request{Via: via, By: from.User, Ack: s.Ack, payload: bytes.Clone(m.Payload), retained: m.Retain, at: time.Now()}
-		if r.By == "" {
-			r.By = from.Client
+		q := request{Via: via, By: from.User, Ack: s.Ack, size: len(m.Payload), retained: m.Retain, at: time.Now()}
+		if q.size <= remotePayload {
+			q.payload = bytes.Clone(m.Payload)
+		}
+		if q.By == "" {
+			q.By = from.Client
 		}
 		if via == config.Local && len(s.Users) > 0 && !slices.Contains(s.Users, from.User) {
-			g.remote.say(r, remoteAnswer{Status: remoteRejected, Reason: fmt.Sprintf("the user %q may not send it", from.User)})
+			g.remote.turnAway(q, fmt.Sprintf("the user %q may not send it", from.User))
 			return nil
 		}
 		select {
-		case g.remote.inbox <- r:
+		case g.remote.inbox <- q:
 		default:
-			g.remote.say(r, remoteAnswer{Status: remoteRejected, Reason: "busy: too many changes wait already"})
+			g.remote.turnAway(q, "busy: too many changes wait already")
 		}
 		return nil
 	}
 	return []uplink.Subscription{{Filter: mqtt.Filter(s.Topic), QoS: 1, Handle: take}}
 }
 
-// say answers.
-func (r *remote) say(to request, a remoteAnswer) {
+// message returns an answer as it is sent.
+func (r *remote) message(to request, a remoteAnswer) mqtt.Message {
 	g := r.gateway
 	a.Reason = short(a.Reason)
 	a.ID, a.By, a.Time = to.ID, to.By, point.Timestamp(g.clock.Day(time.Now()))
@@ -146,72 +189,183 @@ func (r *remote) say(to request, a remoteAnswer) {
 	payload, err := json.Marshal(a)
 	if err != nil {
 		g.log.Error("write answer", "err", err)
-		return
 	}
-	g.answer(to.Via, g.dated(mqtt.Message{Topic: to.Ack, QoS: 1, Payload: payload}))
+	return g.dated(mqtt.Message{Topic: to.Ack, QoS: 1, Payload: payload})
+}
+
+// say answers.
+func (r *remote) say(to request, a remoteAnswer) { r.gateway.answer(to.Via, r.message(to, a)) }
+
+// step answers how far a change is that was accepted.
+func (r *remote) step(to request, a remoteAnswer) {
+	r.accepted.keep(to.ID, a)
+	r.source.at("say " + a.Status)
+	r.say(to, a)
+}
+
+// turnAway refuses a message unread. Its id is not taken for seen, and stands in
+// the record's words only: anybody may name the id of another. It does not block.
+func (r *remote) turnAway(q request, reason string) {
+	q.ID = idOf(q.payload)
+	a := remoteAnswer{Status: remoteRejected, Reason: reason}
+	r.sayRefused(q, a)
+	if q.ID != "" {
+		a.Reason += fmt.Sprintf(" (id %q)", q.ID)
+		q.ID = ""
+	}
+	r.refusals.note(q, a)
+}
+
+// sayRefused answers that nothing is changed. A power cut may take that: a flood of
+// what is refused costs the flash nothing.
+func (r *remote) sayRefused(to request, a remoteAnswer) {
+	r.gateway.tell(to.Via, r.message(to, a))
 }
 
 // run takes what comes until ctx ends.
 func (r *remote) run(ctx context.Context) error {
 	if r.source != nil {
-		r.remember()
-		if lost := r.source.cutOff; lost != nil && lost.ID != "" {
-			r.end(ctx, *lost, remoteAnswer{Status: remoteBack, Reason: "the gateway was stopped while the change was on trial"})
-		}
+		r.remember(ctx)
 	}
+	span := time.NewTicker(refusalsSpan)
+	defer span.Stop()
+	defer r.recordRefusals(ctx, true)
 	for {
+		r.recordRefusals(ctx, false)
 		select {
 		case <-ctx.Done():
 			return nil
 		case q := <-r.inbox:
 			r.handle(ctx, q)
+		case <-r.refusals.news:
+		case <-span.C:
 		}
 	}
 }
 
-// remember reads the last answers of before the start.
-func (r *remote) remember() {
+// cutOff is what is said of a trial that the end of the process has ended.
+const cutOff = "the gateway was stopped while the change was on trial"
+
+// remember reads what became of changes before the start. What an earlier process
+// has not said to the end it says: of a trial that it has left behind, and of a
+// change that it has accepted and that is on no trial any more.
+func (r *remote) remember(ctx context.Context) {
+	s, g := r.source, r.gateway
 	since := time.Now().Add(-30 * 24 * time.Hour)
-	_ = audit.ReadSince(r.gateway.dir, since, func(rec audit.Record) error { // what cannot be read is logged by the desk
-		if rec.Event == remoteEvent && rec.ID != "" && rec.Status != remoteAccepted {
-			r.keep(rec.ID, remoteAnswer{Status: rec.Status, Reason: rec.Reason})
+	open := make(map[string]request)                                 // accepted, and no more is recorded
+	_ = audit.ReadSince(g.dir, since, func(rec audit.Record) error { // what cannot be read is logged by the desk
+		if rec.Event != remoteEvent || rec.ID == "" {
+			return nil
+		}
+		a := remoteAnswer{Status: rec.Status, Reason: rec.Reason}
+		_, tried := open[rec.ID]
+		switch {
+		case rec.Status == remoteAccepted:
+			open[rec.ID] = request{ID: rec.ID, Via: rec.Via, By: rec.By, at: time.Now()}
+			r.accepted.keep(rec.ID, a)
+		case rec.Status == remoteRejected && !tried:
+			r.refused.keep(rec.ID, a)
+		default:
+			delete(open, rec.ID)
+			r.accepted.keep(rec.ID, a)
 		}
 		return nil
 	})
+	var last head // of the layer
+	if text, err := read(Layer(s.dir)); err == nil && text != nil {
+		last, _ = headOf(text) // else somebody has written it by hand
+	}
+	var a remoteAnswer
+	if last.ID != "" && json.Unmarshal(last.Answer, &a) == nil {
+		r.accepted.keep(last.ID, a) // with all that it says
+	}
+	if h := s.left; h != nil {
+		_, unrecorded := open[h.ID]
+		_, known := r.accepted.byID[h.ID]
+		delete(open, h.ID)
+		r.resume(ctx, *h, unrecorded || !known)
+	}
+	for _, id := range slices.Sorted(maps.Keys(open)) { // of a program that left nothing else behind, or a file that somebody has removed
+		q := open[id]
+		if g.now.Load().settings != nil {
+			q.Ack = g.now.Load().settings.Ack
+		}
+		a := remoteAnswer{Status: remoteBack, Reason: cutOff}
+		if last.ID == id {
+			a = remoteAnswer{Status: remoteDone}
+		}
+		r.accepted.keep(id, a)
+		r.record(ctx, recordOf(q, a))
+		if q.Ack != "" {
+			r.say(q, a)
+		}
+	}
 }
 
-// keep remembers the answer to an id.
-func (r *remote) keep(id string, a remoteAnswer) {
-	if _, known := r.answers[id]; !known {
-		r.order = append(r.order, id)
+// resume brings a trial to its end that an earlier process has left behind. What was
+// decided then is said as it was to be said: that may have been done, so it must be
+// the very same message.
+func (r *remote) resume(ctx context.Context, h head, unrecorded bool) {
+	q := h.request
+	q.at = time.Now()
+	text, kept := r.source.outcome(h)
+	var a remoteAnswer
+	if text == nil || json.Unmarshal(text, &a) != nil {
+		a = remoteAnswer{Status: remoteBack, Reason: cutOff}
+		if kept {
+			a = remoteAnswer{Status: remoteDone}
+		}
+		r.conclude(ctx, h, q, a, unrecorded)
+		return
 	}
-	r.answers[id] = a
-	if len(r.order) > remoteIDs {
-		delete(r.answers, r.order[0])
-		r.order = r.order[1:]
+	r.accepted.keep(q.ID, a)
+	r.finish(ctx, q, a, mqtt.Message{Topic: q.Ack, QoS: 1, Payload: text}, unrecorded)
+}
+
+// conclude decides what came of a trial that has failed, and says it.
+func (r *remote) conclude(ctx context.Context, h head, q request, a remoteAnswer, unrecorded bool) {
+	r.accepted.keep(q.ID, a)
+	m := r.message(q, a)
+	if err := r.source.note(h, m.Payload); err != nil {
+		r.gateway.log.Error("the answer to a change of settings may be another one after a crash", "id", q.ID, "err", err)
+	}
+	r.finish(ctx, q, a, m, unrecorded)
+}
+
+// finish records and says what was decided of a trial, and forgets the trial.
+func (r *remote) finish(ctx context.Context, q request, a remoteAnswer, m mqtt.Message, unrecorded bool) {
+	if unrecorded {
+		r.source.at("record " + a.Status)
+		r.record(ctx, recordOf(q, a))
+	}
+	r.source.at("say " + a.Status)
+	r.gateway.answer(q.Via, m)
+	if err := r.source.settle(); err != nil {
+		r.gateway.log.Error("the file of a trial is not taken away", "err", err)
 	}
 }
 
-// end says and records what came of a request.
-func (r *remote) end(ctx context.Context, q request, a remoteAnswer) {
-	a.Reason = short(a.Reason)
-	if q.ID != "" {
-		r.keep(q.ID, a)
+// record is append where nothing depends on it.
+func (r *remote) record(ctx context.Context, rec audit.Record) {
+	if err := r.append(ctx, rec); err != nil {
+		r.gateway.log.Error("not recorded", "event", rec.Event, "id", rec.ID, "status", rec.Status, "err", err)
 	}
-	if err := r.record(ctx, q, a); err != nil {
-		r.gateway.log.Error("not recorded", "event", remoteEvent, "id", q.ID, "status", a.Status, "err", err)
-	}
-	r.say(q, a)
 }
 
-// record puts an answer into the audit log, and so on the topic of events.
-func (r *remote) record(ctx context.Context, q request, a remoteAnswer) error {
+// append puts a record into the audit log, and so on the topic of events.
+func (r *remote) append(ctx context.Context, rec audit.Record) error {
 	log := r.gateway.now.Load().audit
 	if log == nil {
 		return nil // settings is gone from the configuration meanwhile
 	}
 	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
+	_, err := log.Append(limit, rec)
+	return err
+}
+
+// recordOf returns the record of an answer that is given now.
+func recordOf(q request, a remoteAnswer) audit.Record {
 	var from, to []string
 	for _, d := range a.Diff {
 		from, to = append(from, d.Path+": "+d.From), append(to, d.Path+": "+d.To)
@@ -220,11 +374,70 @@ func (r *remote) record(ctx context.Context, q request, a remoteAnswer) error {
 	if len(a.Faults) > 0 {
 		reason += ": " + strings.Join(a.Faults, "; ")
 	}
-	_, err := log.Append(limit, audit.Record{
-		Event: remoteEvent, ID: q.ID, By: q.By, Via: q.Via, Status: a.Status, Reason: short(reason),
+	return audit.Record{
+		Time: time.Now(), Event: remoteEvent, ID: q.ID, By: q.By, Via: q.Via, Status: a.Status, Reason: short(reason),
 		Value: strings.Join(to, ", "), Previous: strings.Join(from, ", "), Ms: time.Since(q.at).Milliseconds(),
-	})
-	return err
+	}
+}
+
+// refusals is what was refused and is to be recorded. It is safe for use by several
+// goroutines.
+type refusals struct {
+	news chan struct{} // holds one token when there is something to record
+
+	mu      sync.Mutex
+	since   time.Time // when the span began
+	count   int       // in it
+	records []audit.Record
+	more    int // that are not recorded one by one
+	first   time.Time
+	last    time.Time
+}
+
+// note has a refusal recorded, or counted.
+func (s *refusals) note(q request, a remoteAnswer) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now.Sub(s.since) >= refusalsSpan && s.more == 0 {
+		s.since, s.count = now, 0
+	}
+	if s.count++; s.count > refusalsMost {
+		if s.more++; s.more == 1 {
+			s.first = now
+		}
+		s.last = now
+		return
+	}
+	s.records = append(s.records, recordOf(q, a))
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what is to be recorded now. The count of what is not recorded one by
+// one comes when its span is over, or at the end.
+func (s *refusals) take(ended bool) []audit.Record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	records := s.records
+	s.records = nil
+	if now := time.Now(); s.more > 0 && (ended || now.Sub(s.since) >= refusalsSpan) {
+		records = append(records, audit.Record{
+			Time: now, Event: remoteEvent, Status: remoteRejected,
+			Reason: fmt.Sprintf("%d more were refused from %s to %s, and are not recorded one by one", s.more, point.Timestamp(s.first), point.Timestamp(s.last)),
+		})
+		s.since, s.count, s.more = now, 0, 0
+	}
+	return records
+}
+
+// recordRefusals records what was refused.
+func (r *remote) recordRefusals(ctx context.Context, ended bool) {
+	for _, rec := range r.refusals.take(ended) {
+		r.record(ctx, rec)
+	}
 }
 
 // short cuts a reason to remoteReason bytes: it may hold what a sender wrote.
@@ -257,8 +470,8 @@ func (r *remote) read(q *request) (c change, err error) {
 		return c, errors.New("settings are not changed by messages any more")
 	case q.retained:
 		return c, errors.New("it was retained: nobody knows when it was sent; send it without retain")
-	case len(q.payload) > remotePayload:
-		return c, fmt.Errorf("it has %d bytes, at most %d are taken", len(q.payload), remotePayload)
+	case q.size > remotePayload:
+		return c, fmt.Errorf("it has %d bytes, at most %d are taken", q.size, remotePayload)
 	}
 	dec := json.NewDecoder(bytes.NewReader(q.payload))
 	dec.DisallowUnknownFields()
@@ -298,49 +511,82 @@ func (r *remote) read(q *request) (c change, err error) {
 	return c, nil
 }
 
+// known answers a message whose id was seen before, and reports whether it was.
+func (r *remote) known(q request) bool {
+	a, known := r.accepted.byID[q.ID]
+	if !known {
+		a, known = r.refused.byID[q.ID]
+	}
+	if known {
+		r.say(q, a)
+	}
+	return known
+}
+
 // handle does what a request asks for, and answers it.
 func (r *remote) handle(ctx context.Context, q request) {
 	c, err := r.read(&q)
-	if first, known := r.answers[q.ID]; known && q.ID != "" {
-		r.say(q, first)
+	if r.known(q) {
 		return
 	}
+	a := remoteAnswer{Status: remoteRejected}
+	refuse := func() {
+		r.refused.keep(q.ID, a)
+		r.sayRefused(q, a)
+		r.refusals.note(q, a)
+	}
 	if err != nil {
-		r.end(ctx, q, remoteAnswer{Status: remoteRejected, Reason: err.Error()})
+		a.Reason = err.Error()
+		refuse()
 		return
 	}
 	release := sync.OnceFunc(r.source.Hold())
 	defer release()
-	a, was, next := r.prepare(q, c)
-	if a.Status == remoteRejected {
-		r.end(ctx, q, a)
+	t := r.prepare(c)
+	if a = t.answer; a.Status == remoteRejected {
+		refuse()
 		return
 	}
-	if err := r.record(ctx, q, a); err != nil {
-		r.back(&a, "it cannot be recorded: "+err.Error(), remoteRejected)
-		r.end(ctx, q, a)
+	h, err := r.source.stage(q, t.body, t.before)
+	if err != nil {
+		a = remoteAnswer{Status: remoteRejected, Reason: "it cannot be staged: " + err.Error()}
+		refuse()
 		return
 	}
-	r.say(q, a)
-	r.try(ctx, q, a, was, next, release)
+	r.source.at("record accepted")
+	if err := r.append(ctx, recordOf(q, a)); err != nil {
+		r.source.drop()
+		if err := r.source.settle(); err != nil {
+			r.gateway.log.Error("the file of a trial is not taken away", "err", err)
+		}
+		a = remoteAnswer{Status: remoteRejected, Reason: "it cannot be recorded: " + err.Error()}
+		refuse()
+		return
+	}
+	r.step(q, a)
+	r.try(ctx, h, q, t, release)
 }
 
-// loaded is a configuration as Load returns it.
-type loaded struct {
-	cfg    *config.Config
-	topics []publish.Topic
+// prepared is a change that can be tried, or the answer that says why not.
+type prepared struct {
+	answer remoteAnswer
+	body   []byte // the layer with it
+	before []byte // text of the layer's file without it; nil: there is none
+	was    loaded
+	next   loaded
 }
 
-// prepare loads the configuration as it is, stages a change, and loads it with
-// that.
-func (r *remote) prepare(q request, c change) (a remoteAnswer, was, next loaded) {
+// prepare loads the configuration as it is, and with a change. Nothing is written: a
+// flood of what is no good costs the flash nothing.
+func (r *remote) prepare(c change) (t prepared) {
+	s, a := r.source, &t.answer
 	a.Status = remoteRejected
-	s := r.source
-	layer, err := s.layer()
+	before, layer, err := s.layer()
 	if err != nil {
 		a.Reason = "what was changed before cannot be read: " + err.Error()
-		return a, was, next
+		return t
 	}
+	t.before = before
 	keys := slices.Collect(maps.Keys(layer))
 	if c.Reset {
 		clear(layer)
@@ -357,112 +603,121 @@ func (r *remote) prepare(q request, c change) (a remoteAnswer, was, next loaded)
 	}
 	if len(layer) > remoteMost {
 		a.Reason = fmt.Sprintf("%d settings would be changed from afar, at most %d can be; take some of them back", len(layer), remoteMost)
-		return a, was, next
+		return t
 	}
 	slices.Sort(keys)
-	if was.cfg, was.topics, err = s.Load(); err != nil {
+	if t.was.cfg, t.was.topics, err = s.Load(); err != nil {
 		a.Reason = "the configuration is no good as it stands, so that nothing can be tried: " + err.Error()
-		return a, was, next
+		return t
 	}
-	before, err := config.Values(s.path, Layer(s.dir), keys)
+	switch is, was := t.was.cfg.Sums, r.gateway.now.Load().sums; {
+	case is.Files != was.Files:
+		a.Reason = "the configuration on site was edited and is not at work, and would go to work with this change; have it reloaded first"
+		return t
+	case is.Layer != was.Layer:
+		a.Reason = layerFile + " on site was edited or removed and that is not at work, and would go to work with this change; have it reloaded first"
+		return t
+	}
+	values, err := config.Values(s.path, before, keys)
 	if err == nil {
-		err = s.stage(q, layer)
+		t.body, err = bodyOf(layer)
 	}
-	if err != nil {
-		a.Reason = "it cannot be staged: " + err.Error()
-		return a, was, next
-	}
-	after, err := config.Values(s.path, s.trial(), keys)
+	var changed map[string]string
 	if err == nil {
-		next.cfg, next.topics, err = s.Load()
+		changed, err = config.Values(s.path, t.body, keys)
+	}
+	if err == nil {
+		t.next.cfg, t.next.topics, err = loadOver(s.path, s.trialPath(), t.body)
 	}
 	for _, key := range keys {
-		if before[key] != after[key] || config.IsSecret(key) {
-			a.Diff = append(a.Diff, settingDiff{key, before[key], after[key]})
+		if values[key] != changed[key] || config.IsSecret(key) {
+			a.Diff = append(a.Diff, settingDiff{key, values[key], changed[key]})
 		}
 	}
 	var faults config.Faults
-	if errors.As(err, &faults) {
+	switch {
+	case errors.As(err, &faults):
 		for _, f := range faults {
 			f.File, f.Line, f.Col = "", 0, 0
 			a.Faults = append(a.Faults, strings.TrimPrefix(f.Error(), ": "))
 		}
-		r.back(&a, "the configuration would be no good with it", remoteRejected)
-		return a, was, next
+		a.Reason = "the configuration would be no good with it"
+	case err != nil:
+		a.Reason = err.Error()
+	case t.next.cfg.Sums.Files != t.was.cfg.Sums.Files:
+		a.Reason = "the configuration on site is just being edited; have it reloaded first"
+	case len(a.Diff) == 0:
+		a.Reason = "it changes nothing"
+	default:
+		a.Status = remoteAccepted
 	}
-	if err != nil {
-		r.back(&a, err.Error(), remoteRejected)
-		return a, was, next
-	}
-	if len(a.Diff) == 0 || next.cfg.Settings == nil { // the file may have changed just now
-		r.back(&a, "it changes nothing", remoteRejected)
-		return a, was, next
-	}
-	a.Status = remoteAccepted
-	return a, was, next
-}
-
-// back ends a trial, or what was staged for one, without it.
-func (r *remote) back(a *remoteAnswer, reason, status string) {
-	a.Status, a.Reason, a.Until = status, reason, ""
-	if err := r.source.end(false); err != nil {
-		r.gateway.log.Error("what was staged is not taken away", "err", err)
-	}
+	return t
 }
 
 // try puts a change to work, and confirms it or takes it back. The source is held
 // until it is at work.
-func (r *remote) try(ctx context.Context, q request, a remoteAnswer, was, next loaded, release func()) {
-	g := r.gateway
+func (r *remote) try(ctx context.Context, h head, q request, t prepared, release func()) {
+	g, a := r.gateway, t.answer
 	well := g.Status()
-	_, err := g.Reload(ctx, next.cfg, next.topics)
-	release()
+	_, err := g.Reload(ctx, t.next.cfg, t.next.topics)
+	if ctx.Err() != nil {
+		return // the next start takes it back, and says so
+	}
 	if err != nil {
-		r.back(&a, "it cannot be put to work: "+err.Error(), remoteRejected)
-		r.end(ctx, q, a)
+		r.source.drop()
+		release()
+		a.Status, a.Reason = remoteRejected, "it cannot be put to work: "+err.Error()
+		r.conclude(ctx, h, q, a, true)
 		return
 	}
-	over := time.Now().Add(next.cfg.Settings.Confirm)
+	release()
+	over := time.Now().Add(t.next.cfg.Settings.Confirm)
 	a.Status, a.Until = remoteApplied, point.Timestamp(g.clock.Day(over))
-	r.say(q, a)
+	r.step(q, a)
 	g.log.Info("settings changed from afar, on trial", "id", q.ID, "by", q.By, "via", q.Via, "until", a.Until)
 
 	why := r.watch(ctx, well, q.Via, over)
 	if ctx.Err() != nil {
-		return // the next start takes it back, and says so
+		return // likewise
 	}
-	if why != "" {
-		r.back(&a, why, remoteBack)
-		r.restore(ctx, was, func(err error) {
-			told := a
-			told.Reason += "; what was before cannot be put to work yet: " + err.Error()
-			r.say(q, told)
-		})
-		g.log.Warn("settings from afar taken back", "id", q.ID, "reason", why)
-		r.end(ctx, q, a)
-		return
+	a.Until = ""
+	if why == "" {
+		a.Status = remoteDone
+		m := r.message(q, a)
+		if err := r.source.keep(m.Payload); err == nil {
+			g.log.Info("settings from afar confirmed", "id", q.ID)
+			r.accepted.keep(q.ID, a)
+			r.finish(ctx, q, a, m, true)
+			return
+		} else {
+			why = "it cannot be kept: " + err.Error()
+		}
 	}
-	a.Status, a.Until = remoteDone, ""
-	if err := r.source.end(true); err != nil {
-		a.Reason = "but it is lost with the next start: " + err.Error()
+	a.Status, a.Reason = remoteBack, why
+	r.source.drop()
+	g.log.Warn("settings from afar taken back", "id", q.ID, "reason", why)
+	told := false
+	r.restore(ctx, t.was, func(err error) {
+		told = true
+		a.Reason += "; what was before cannot be put to work yet, and is tried again: " + err.Error()
+		r.conclude(ctx, h, q, a, true)
+	})
+	if !told && ctx.Err() == nil {
+		r.conclude(ctx, h, q, a, true)
 	}
-	g.log.Info("settings from afar confirmed", "id", q.ID)
-	r.end(ctx, q, a)
 }
 
-// restore puts the configuration without the trial to work, as it stands now, or
-// was as it stood before it if there are faults in it meanwhile. It goes on until
-// that is so, or the gateway stops, and tells of the first failure.
+// restore puts the configuration without the trial to work: as it stands now, unless
+// somebody on site is just editing the file, or as it was. It goes on until that is
+// so, or the gateway stops, and tells of the first failure.
 func (r *remote) restore(ctx context.Context, was loaded, tell func(error)) {
 	g := r.gateway
 	for first := true; ; first = false {
-		next, release := was, r.source.Hold()
-		if cfg, topics, err := r.source.Load(); err == nil {
-			next = loaded{cfg, topics}
-		} else {
-			g.log.Warn("the configuration is no good, what it was before the trial is put to work", "err", err)
+		release, fresh := r.source.Hold(), false
+		if was, fresh = r.source.without(was, g.now.Load().sums); !fresh {
+			g.log.Warn("the configuration on site is being edited, what was loaded of it before is put to work")
 		}
-		_, err := g.Reload(ctx, next.cfg, next.topics)
+		_, err := g.Reload(ctx, was.cfg, was.topics)
 		release()
 		if err == nil || errors.Is(err, ErrNotRunning) || ctx.Err() != nil {
 			return
@@ -471,11 +726,23 @@ func (r *remote) restore(ctx context.Context, was loaded, tell func(error)) {
 		if first {
 			tell(err)
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(restoreAgain):
+		for again := time.After(restoreAgain); again != nil; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-again:
+				again = nil
+			case q := <-r.inbox:
+				r.meanwhile(q, "what was before a change is being put to work")
+			}
 		}
+	}
+}
+
+// meanwhile answers a message that comes while a change is on trial.
+func (r *remote) meanwhile(q request, busy string) {
+	if q.ID = idOf(q.payload); !r.known(q) {
+		r.turnAway(q, "busy: "+busy)
 	}
 }
 
@@ -498,12 +765,15 @@ func (r *remote) watch(ctx context.Context, was Status, via string, over time.Ti
 		case <-ctx.Done():
 			return ""
 		case q := <-r.inbox:
-			q.ID = idOf(q.payload)
-			r.say(q, remoteAnswer{Status: remoteRejected, Reason: "busy: a change is on trial, until " + point.Timestamp(r.gateway.clock.Day(over))})
+			r.meanwhile(q, "a change is on trial, until "+point.Timestamp(r.gateway.clock.Day(over)))
 		case <-look.C:
 		}
+		r.recordRefusals(ctx, false)
 		if err := r.gateway.Healthy(); err != nil {
 			return err.Error()
+		}
+		if what := r.source.edited(); what != "" {
+			return what
 		}
 	}
 }

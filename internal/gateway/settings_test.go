@@ -3,12 +3,16 @@ package gateway
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"fieldgate/internal/audit"
@@ -25,6 +29,8 @@ type afar struct {
 	got  func() []mqtt.Message
 	path string
 	stop func()
+
+	steps atomic.Int32 // that outlive the process
 }
 
 // follow runs a gateway that follows its file.
@@ -38,6 +44,7 @@ func follow(t *testing.T, dir, text string) *afar {
 	if err != nil {
 		t.Fatal(err)
 	}
+	source.step = func(string) { a.steps.Add(1) }
 	cfg, topics, err := source.Load()
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +123,7 @@ buses: { a: { tcp: "PLC", connect_timeout: 5s } }
 devices: { x: { bus: a, every: 20ms, timeout: 5s, points: { p: { at: holding 0, type: uint32 } } } }
 uplinks: { cloud: { url: "mqtt://127.0.0.1:1", username: u, password: { env: NONE } } }
 broker: { listen: mqtt://127.0.0.1:0, anonymous: true }
-settings: { from: local, allow: [devices.*.every, buses.*.tcp, uplinks, publish], confirm: 3s }
+settings: { from: local, allow: [devices.*.every, buses.*.tcp, buses.*.gap, uplinks, publish], confirm: 3s }
 web: false
 `
 
@@ -221,6 +228,11 @@ func TestSettingsAreTakenBack(t *testing.T) {
 	if r := a.last("busy", remoteRejected); !strings.HasPrefix(r.Reason, "busy: a change is on trial") {
 		t.Errorf("meanwhile: %s", r.Reason)
 	}
+	a.send(`{"id":"bad","set":{"devices.x.every":"10ms"}}`, false)
+	a.until("it is answered how far it is", func() bool { return len(a.answers("bad")) == 3 })
+	if all := a.answers("bad"); all[2].Status != remoteApplied || all[2].Until != all[1].Until || !slices.Equal(all[2].Diff, all[1].Diff) {
+		t.Errorf("asked again: %+v", all[2])
+	}
 	r := a.last("bad", remoteBack)
 	if !strings.Contains(r.Reason, "bus a is not connected") && !strings.Contains(r.Reason, "device x is ") || len(r.Diff) != 2 {
 		t.Errorf("taken back: %+v", r)
@@ -278,6 +290,168 @@ func TestLayerGivesWay(t *testing.T) {
 		if got := IntervalName(cfg.Devices[0].Points[0].Every); got != c.every || !warned {
 			t.Errorf("%s: every %s, warnings %v", name, got, cfg.Warnings)
 		}
+	}
+}
+
+// What somebody on site does to settings.yaml during a trial stays done, and ends it.
+func TestLayerIsEditedDuringTrial(t *testing.T) {
+	t.Parallel()
+	a := follow(t, t.TempDir(), strings.Replace(afarText, "PLC", plc(t, new(counting)), 1))
+	layer := Layer(a.dir)
+	a.send(`{"id":"one","set":{"devices.x.every":"10ms"}}`, false)
+	a.last("one", remoteDone)
+	a.send(`{"id":"two","set":{"devices.x.every":"15ms"}}`, false)
+	a.last("two", remoteApplied)
+	if err := os.WriteFile(layer, []byte(`{"devices.x.every":"12ms"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := a.last("two", remoteBack); r.Reason != "settings.yaml was edited on site" || a.every() != "12ms" {
+		t.Errorf("edited: %+v, every %s", r, a.every())
+	}
+	a.send(`{"id":"three","set":{"devices.x.every":"15ms"}}`, false)
+	a.last("three", remoteApplied)
+	if err := os.Remove(layer); err != nil {
+		t.Fatal(err)
+	}
+	if r := a.last("three", remoteBack); r.Reason != "settings.yaml was removed on site" || a.every() != "20ms" {
+		t.Errorf("removed: %+v, every %s", r, a.every())
+	}
+	if _, err := os.Stat(layer); err == nil {
+		t.Error("it has come back")
+	}
+	a.send(`{"id":"four","set":{"devices.x.every":"15ms"}}`, false)
+	a.last("four", remoteApplied)
+	if err := os.Remove(a.remote.source.trialPath()); err != nil {
+		t.Fatal(err)
+	}
+	if r := a.last("four", remoteBack); r.Reason != "settings.trial.yaml was removed on site" || a.every() != "20ms" {
+		t.Errorf("removed: %+v, every %s", r, a.every())
+	}
+}
+
+// reload is what a SIGHUP does.
+func (a *afar) reload() {
+	a.t.Helper()
+	defer a.remote.source.Hold()()
+	cfg, topics, err := a.remote.source.Load()
+	if err == nil {
+		_, err = a.Reload(a.t.Context(), cfg, topics)
+	}
+	if err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// edit writes the file on site, with another interval.
+func (a *afar) edit(every string) {
+	a.t.Helper()
+	text, err := os.ReadFile(a.path)
+	if err == nil {
+		text = regexp.MustCompile(`every: [0-9a-z]+`).ReplaceAll(text, []byte("every: "+every))
+		err = os.WriteFile(a.path, text, 0o600)
+	}
+	if err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// An edit of the file on site that was not reloaded does not go to work with a
+// change from afar, nor with the end of its trial.
+func TestEditsWaitForReload(t *testing.T) {
+	t.Parallel()
+	a := follow(t, t.TempDir(), strings.Replace(afarText, "PLC", plc(t, new(counting)), 1))
+	a.edit("30ms")
+	a.send(`{"id":"one","set":{"publish":[{"qos":0}]}}`, false)
+	if r := a.last("one", remoteRejected); !strings.HasPrefix(r.Reason, "the configuration on site was edited and is not at work") || a.every() != "20ms" {
+		t.Errorf("%+v, every %s", r, a.every())
+	}
+	a.reload()
+	if err := os.WriteFile(Layer(a.dir), []byte(`{"devices.x.every":"5s"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.send(`{"id":"two","set":{"publish":[{"qos":0}]}}`, false)
+	if r := a.last("two", remoteRejected); !strings.HasPrefix(r.Reason, "settings.yaml on site was edited or removed and that is not at work") || a.every() != "30ms" {
+		t.Errorf("%+v, every %s", r, a.every())
+	}
+	if err := os.Remove(Layer(a.dir)); err != nil {
+		t.Fatal(err)
+	}
+
+	end := func(id string) { // of a trial, by hand
+		t.Helper()
+		if err := os.Remove(a.remote.source.trialPath()); err != nil {
+			t.Fatal(err)
+		}
+		a.last(id, remoteBack)
+	}
+	a.send(`{"id":"three","set":{"buses.a.gap":"5ms"}}`, false)
+	a.last("three", remoteApplied)
+	a.edit("40ms")
+	end("three")
+	if a.every() != "30ms" {
+		t.Errorf("every %s, as it was edited during the trial", a.every())
+	}
+	a.reload()
+	a.send(`{"id":"four","set":{"buses.a.gap":"5ms"}}`, false)
+	a.last("four", remoteApplied)
+	a.edit("50ms")
+	a.reload()
+	a.edit("60ms")
+	end("four")
+	if gap := a.now.Load().wires[0].cfg.Gap; a.every() != "50ms" || gap == 5*time.Millisecond {
+		t.Errorf("every %s, gap %v, as it was edited after the last reload", a.every(), gap)
+	}
+}
+
+// A flood of what is refused leaves ten records a minute and their count, writes no
+// file, and does not push the answer to a change out of memory.
+func TestRefusalsAreBounded(t *testing.T) {
+	t.Parallel()
+	a := follow(t, t.TempDir(), strings.Replace(afarText, "PLC", plc(t, new(counting)), 1))
+	a.send(`{"id":"one","set":{"devices.x.every":"10ms"}}`, false)
+	a.last("one", remoteDone)
+	a.until("its trial is settled", func() bool { _, err := os.Stat(filepath.Join(a.dir, trialFile)); return err != nil })
+	steps := a.steps.Load()
+	const n = remoteIDs + 50
+	for i := range n {
+		a.send(fmt.Sprintf(`{"id":"r%d","set":{"devices.x.every":"soon"}}`, i), false)
+		a.until("it is answered", func() bool { return len(a.answers(fmt.Sprint("r", i))) == 1 })
+	}
+	if is := a.steps.Load(); is != steps {
+		t.Errorf("%d steps for what is refused", is-steps)
+	}
+	a.send(`{"id":"one","set":{"devices.x.every":"15ms"}}`, false)
+	a.until("it is known", func() bool { return len(a.answers("one")) == 4 })
+	if r := a.answers("one")[3]; r.Status != remoteDone || len(r.Diff) != 1 {
+		t.Errorf("asked again: %+v", r)
+	}
+	if a.remote.turnAway(request{Via: "local", Ack: "nowhere", payload: []byte(`{"id":"one"}`)}, "not you"); len(a.remote.refused.byID) != remoteIDs {
+		t.Errorf("%d refusals are remembered", len(a.remote.refused.byID))
+	}
+	a.stop()
+	var refused int
+	var last audit.Record
+	if err := audit.Read(a.dir, func(r audit.Record) error {
+		if r.Event == remoteEvent && r.Status == remoteRejected {
+			refused++
+			last = r
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
+	}
+	if want := fmt.Sprintf("%d more were refused from ", n-refusalsMost+1); last.ID != "" || refused > refusalsMost+1 || !strings.HasPrefix(last.Reason, want) {
+		t.Errorf("%d records, the last: %+v, want %s", refused, last, want)
+	}
+}
+
+// The record of what is refused unread does not say of an id that it was seen.
+func TestTurnedAway(t *testing.T) {
+	r := &remote{gateway: &Gateway{log: slog.New(slog.DiscardHandler)}, refusals: refusals{news: make(chan struct{}, 1)}}
+	r.gateway.now.Store(new(assembly))
+	r.turnAway(request{Via: "cloud", payload: []byte(`{"id":"x"}`)}, "busy")
+	if recs := r.refusals.take(false); len(recs) != 1 || recs[0].ID != "" || recs[0].Reason != `busy (id "x")` {
+		t.Errorf("%+v", recs)
 	}
 }
 

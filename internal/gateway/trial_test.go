@@ -1,0 +1,331 @@
+package gateway
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"fieldgate/internal/audit"
+	"fieldgate/internal/config"
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/mqtt/mosquittotest"
+	"fieldgate/internal/uplink"
+	"fieldgate/test/child"
+)
+
+// What the process that is killed is told.
+const (
+	killedDir  = "FIELDGATE_TEST_TRIAL"
+	killedStep = "FIELDGATE_TEST_STEP" // before which it ends
+	killedEdit = "FIELDGATE_TEST_EDIT" // somebody on site writes settings.yaml during the trial
+)
+
+// onTrial is a step that is none: some time after the change is at work.
+const onTrial = "on trial"
+
+// killedGateway is the process that TestTrialKilled kills.
+func killedGateway(dir string) error {
+	source, err := NewSource(filepath.Join(dir, "fieldgate.yaml"), dir)
+	if err != nil {
+		return err
+	}
+	kill := func() { _ = syscall.Kill(os.Getpid(), syscall.SIGKILL) }
+	last := os.Getenv(killedStep)
+	source.step = func(step string) {
+		if step == last {
+			kill()
+			select {} // it takes a moment
+		}
+		if step != "say applied" {
+			return
+		}
+		if os.Getenv(killedEdit) != "" {
+			_ = os.WriteFile(Layer(dir), []byte("{}\n"), 0o600)
+		}
+		if last == onTrial {
+			time.AfterFunc(100*time.Millisecond, kill)
+		}
+	}
+	cfg, topics, err := source.Load()
+	if err != nil {
+		return err
+	}
+	g, err := Open(cfg, topics, dir, "test", slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	if err != nil {
+		return err
+	}
+	g.Follow(source)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return g.Run(ctx, func() {})
+}
+
+// far is the other end of all gateways of TestTrialKilled: it sends, and takes down
+// what comes on each topic.
+type far struct {
+	*uplink.Conn
+	mu  sync.Mutex
+	got map[string][]string
+}
+
+func (f *far) on(topic string) []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.got[topic])
+}
+
+// victim is a gateway that is killed during a trial, and started again.
+type victim struct {
+	*testing.T
+	far  *far
+	name string
+	dir  string
+	log  bytes.Buffer
+}
+
+// start runs the gateway until the process ends, and returns once it is connected.
+func (v *victim) start(env ...string) *exec.Cmd {
+	before := v.online()
+	cmd := exec.Command(os.Args[0], "-test.run=^TestTrialKilled$")
+	cmd.Env = append(append(os.Environ(), killedDir+"="+v.dir, "GORACE=atexit_sleep_ms=0"), env...)
+	cmd.Stdout, cmd.Stderr = &v.log, &v.log
+	if err := child.Start(cmd); err != nil {
+		v.Fatal(err)
+	}
+	v.until("it is connected", func() bool { return v.online() > before })
+	return cmd
+}
+
+func (v *victim) online() (n int) {
+	for _, s := range v.far.on("fieldgate/" + v.name + "/state") {
+		if s == online {
+			n++
+		}
+	}
+	return n
+}
+
+func (v *victim) until(what string, ok func() bool) {
+	v.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			v.Fatalf("%s: not within a minute; answers:\n%s", what, strings.Join(v.answers(), "\n"))
+		}
+	}
+}
+
+func (v *victim) answers() []string { return v.far.on("config/" + v.name + "/update/ack") }
+
+// last returns the last answers to an id: those after which none comes.
+func (v *victim) last(id string) (payloads []string, all []remoteAnswer) {
+	for _, p := range v.answers() {
+		var a remoteAnswer
+		if err := json.Unmarshal([]byte(p), &a); err != nil {
+			v.Error(err)
+		}
+		if a.ID == id && a.Status != remoteAccepted && a.Status != remoteApplied {
+			payloads, all = append(payloads, p), append(all, a)
+		}
+	}
+	return payloads, all
+}
+
+func (v *victim) send(payload string) {
+	v.Helper()
+	if err := v.far.Publish(v.Context(), mqtt.Message{Topic: "config/" + v.name + "/update", Payload: []byte(payload), QoS: 1}); err != nil {
+		v.Fatal(err)
+	}
+}
+
+// A process that is killed between any two steps of a trial leaves behind what the
+// next one tells: the configuration is that of before, or the one that was confirmed;
+// the sender has one last answer, which is true, and gets it again when it asks
+// again; and it stands in the audit log, whose chain holds.
+func TestTrialKilled(t *testing.T) {
+	if dir := os.Getenv(killedDir); dir != "" {
+		if err := killedGateway(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	up := mosquittotest.Start(t, mosquittotest.Options{})
+	f := &far{got: make(map[string][]string)}
+	c, err := uplink.Connect(t.Context(), config.Uplink{ClientID: "far", Keepalive: time.Minute, ConnectTimeout: 20 * time.Second}, up.URL(), uplink.ConnOptions{
+		Handler: func(m mqtt.Message) []<-chan struct{} {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.got[m.Topic] = append(f.got[m.Topic], string(m.Payload))
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	f.Conn = c
+	for _, filter := range []string{"config/+/update/ack", "fieldgate/+/state"} {
+		if _, err := c.Subscribe(t.Context(), mqtt.Filter(filter), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	accepted := []string{"stage", "record accepted", "say accepted"}
+	var all sync.WaitGroup
+	defer all.Wait()
+	room := make(chan struct{}, 8) // so many at a time
+	n := 0
+	for _, way := range []struct {
+		name, set string
+		ends      string // if it is not killed
+		edit      bool
+		steps     []string
+	}{
+		{"confirmed", `"status.every":"5s"`, remoteDone, false, []string{"say applied", onTrial, "keep", "record confirmed", "say confirmed", "settle", ""}},
+		{"rolled back", `"status.every":"5s"`, remoteBack, true, []string{"say applied", "note", "record rolled back", "say rolled back", "settle", ""}},
+		{"rejected", `"broker.listen":"mqtt://` + taken.Addr().String() + `"`, remoteRejected, false, []string{"note", "record rejected", "say rejected", "settle", ""}},
+	} {
+		steps := way.steps
+		if way.name == "confirmed" {
+			steps = append(accepted, steps...)
+		}
+		for _, step := range steps {
+			n++
+			v := &victim{far: f, name: fmt.Sprintf("s%d", n), dir: t.TempDir()}
+			room <- struct{}{}
+			all.Go(func() { // ends with its test
+				defer func() { <-room }()
+				t.Run(way.name+" before "+step, func(t *testing.T) {
+					v.T = t
+					v.kill(up.Port, way.set, way.ends, step, way.edit)
+				})
+			})
+		}
+	}
+}
+
+// kill changes settings, kills the gateway before a step of that, "" at the very end,
+// and holds what the next one does against what it should.
+func (v *victim) kill(port int, set, ends, step string, edit bool) {
+	text := fmt.Sprintf(`
+site: { id: %s }
+status: { every: 60s }
+uplinks: { cloud: { url: "mqtt://127.0.0.1:%d" } }
+broker: { listen: mqtt://127.0.0.1:0, anonymous: true }
+settings: { from: cloud, allow: [status, broker.listen], confirm: 1s }
+web: false
+`, v.name, port)
+	if err := os.WriteFile(filepath.Join(v.dir, "fieldgate.yaml"), []byte(text), 0o600); err != nil {
+		v.Fatal(err)
+	}
+	defer func() {
+		if v.Failed() {
+			v.Logf("answers:\n%s\nlog:\n%s", strings.Join(v.answers(), "\n"), v.log.String())
+		}
+	}()
+	env := []string{killedStep + "=" + step}
+	if edit {
+		env = append(env, killedEdit+"=1")
+	}
+	first := v.start(env...)
+	change := `{"id":"x","set":{` + set + `}}`
+	v.send(change)
+	if step == "" {
+		v.until("it is over", func() bool {
+			_, all := v.last("x")
+			_, err := os.Stat(filepath.Join(v.dir, trialFile))
+			return len(all) > 0 && err != nil
+		})
+		_ = first.Process.Kill()
+	}
+	_ = first.Wait()
+	if s, ok := first.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
+		v.Fatalf("it has ended with %v", first.ProcessState)
+	}
+
+	second := v.start()
+	want := remoteBack
+	switch step {
+	case "record " + ends, "say " + ends, "settle", "":
+		want = ends
+	case "stage":
+		v.send(change) // nobody knows of the first
+		want = ends
+	}
+	v.until("the last answer", func() bool { _, all := v.last("x"); return len(all) > 0 })
+	v.send(change)
+	distinct := func() []string {
+		payloads, _ := v.last("x")
+		return slices.Compact(slices.Sorted(slices.Values(payloads)))
+	}
+	v.until("it is said again", func() bool { return len(distinct()) > 1 }) // with another time
+	payloads, all := v.last("x")
+	for i, a := range all {
+		if a.Status != want || a.Reason != all[0].Reason || a.Diff != nil && !slices.Equal(a.Diff, all[0].Diff) {
+			v.Errorf("answer %d: %+v, want %s", i, a, want)
+		}
+	}
+	if most := len(distinct()); most != 2 || len(payloads) > most && step != "settle" && step != "" {
+		v.Errorf("answered %d times, with %d messages", len(payloads), most) // what was on its way may come twice
+	}
+
+	every := "60s"
+	if want == remoteDone {
+		every = "5s"
+	}
+	v.send(`{"id":"probe","set":{"status.every":"` + every + `"}}`)
+	v.until("the probe is answered", func() bool { _, all := v.last("probe"); return len(all) > 0 })
+	if _, all := v.last("probe"); all[0].Reason != "it changes nothing" {
+		v.Errorf("status.every is not %s: %+v", every, all[0])
+	}
+	_ = second.Process.Signal(syscall.SIGTERM)
+	if err := second.Wait(); err != nil {
+		v.Error(err)
+	}
+	source, err := NewSource(filepath.Join(v.dir, "fieldgate.yaml"), v.dir)
+	if err != nil || source.left != nil {
+		v.Errorf("left behind: %+v, %v", source.left, err)
+	}
+	if cfg, _, err := source.Load(); err != nil || config.FormatDuration(cfg.Status.Every) != config.FormatDuration(map[string]time.Duration{"60s": time.Minute, "5s": 5 * time.Second}[every]) {
+		v.Errorf("the next start has %v, %v", cfg, err)
+	}
+	report, err := audit.Verify(v.dir)
+	if err != nil || len(report.Breaks) > 0 {
+		v.Errorf("audit: %+v, %v", report, err)
+	}
+	var recorded []string
+	if err := audit.Read(v.dir, func(r audit.Record) error {
+		if r.ID == "x" {
+			recorded = append(recorded, r.Status)
+		}
+		return nil
+	}); err != nil {
+		v.Error(err)
+	}
+	should := []string{remoteAccepted, want}
+	if step == "record accepted" {
+		should = should[1:]
+	}
+	if !slices.Equal(recorded, should) {
+		v.Errorf("recorded %q, want %q", recorded, should)
+	}
+}
