@@ -277,8 +277,8 @@ func durations(least, most time.Duration) value[timeSpan] {
 
 // serialMode is 19200-8E1.
 func serialMode() value[SerialMode] {
-	const want = "baud, data bits, parity (N, E or O) and stop bits, such as 19200-8E1"
-	return value[SerialMode]{pattern(`^[1-9][0-9]{1,6}-[78][NEO][12]$`), func(d *decoder, n *node) (SerialMode, bool) {
+	const want = "baud, data bits, parity (N, E, O, M or S) and stop bits, such as 19200-8E1"
+	return value[SerialMode]{pattern(`^[1-9][0-9]{1,6}-[78][NEOMS][12]$`), func(d *decoder, n *node) (SerialMode, bool) {
 		s, ok := d.scalar(n, want)
 		if !ok {
 			return SerialMode{}, false
@@ -307,8 +307,8 @@ func ParseMode(s string) (SerialMode, error) {
 	baud, rest, ok := strings.Cut(s, "-")
 	n, err := strconv.ParseUint(baud, 10, 31)
 	if !ok || err != nil || baud[0] == '0' || n < 10 || n > 9_999_999 || len(rest) != 3 ||
-		rest[0] != '7' && rest[0] != '8' || strings.IndexByte("NEO", rest[1]) < 0 || rest[2] != '1' && rest[2] != '2' {
-		return SerialMode{}, fmt.Errorf("%s is not a serial mode; write baud, data bits (7 or 8), parity (N, E or O) and stop bits (1 or 2), such as 19200-8E1", quote(s))
+		rest[0] != '7' && rest[0] != '8' || strings.IndexByte("NEOMS", rest[1]) < 0 || rest[2] != '1' && rest[2] != '2' {
+		return SerialMode{}, fmt.Errorf("%s is not a serial mode; write baud, data bits (7 or 8), parity (N, E, O, M or S) and stop bits (1 or 2), such as 19200-8E1", quote(s))
 	}
 	return SerialMode{Baud: int(n), DataBits: int(rest[0] - '0'), Parity: rest[1], StopBits: int(rest[2] - '0')}, nil
 }

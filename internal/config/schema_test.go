@@ -156,7 +156,7 @@ var values = []any{
 	nil, true, false, 0, 1, -1, 2, 5, 15, 16, 250, 300, 40001, 70000, 100, 1.5, 0.2, 1e-3, "", "x", "auto", "any", "each", "once", "never", "off", "null", "nothing",
 	"0", "1", "1s", "0s", "5m", "1.5h", "5x", "-1s", "1s..5m", "5s", "30d", "64KiB", "10", "1/s", "5/10m", "200/day", "1.5%", "%", "1-4", "1,3,8-9", "300-301", "4-6", "16",
 	"rtu", "tcp", "ABCD", "int16", "float32", "string(8)", "string(0)", "datetime(DT4)", "bool", "holding 0", "coil 3", "input 0x1F", "40001", "00001", "500001", "holding",
-	"9600-8N1", "300-7E2", "19200-8X1", "/dev/x", "dev/x", "10.0.0.1:502", "10.0.0.1", ":502", "[::1]:502", "h:99999", "a b", "{site}/{device}/{point}", "a/+", "{x}", "boiler.*", "local",
+	"9600-8N1", "300-7E2", "921600-8M1", "110-7S2", "19200-8X1", "/dev/x", "dev/x", "10.0.0.1:502", "10.0.0.1", ":502", "[::1]:502", "h:99999", "a b", "{site}/{device}/{point}", "a/+", "{x}", "boiler.*", "local",
 	"mqtt://h", "wss://h:1/x", "tcp://h", "http://p:1", "1.2", "json", "raw", "info", "high", "normal", "5", "Ünï", "a.b", "a/b", "m-{unit}",
 	[]any{}, []any{1}, []any{"x"}, []any{"mqtt://h"}, map[string]any{}, map[string]any{"x": 1}, map[string]any{"env": "X"}, map[string]any{"env": "X", "file": "y"},
 	map[string]any{"change": "any"}, map[string]any{"0": "a"}, map[string]any{"a": "1s"}, map[string]any{"registers": 5},

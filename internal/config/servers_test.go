@@ -43,7 +43,7 @@ func TestServerSettings(t *testing.T) {
       40010: { pause: pump-1 }
     pass: { 2-4: line1, "7,9": plc }
     pass_writes: [holding 100-120, coil 3]
-  - { listen: "serial:/dev/ttyS8", mode: 9600-7E1, framing: ascii, unit: 7, stale: last, stale_after: 2s, map: { 400010: pump-1.x } }
+  - { listen: "serial:/dev/ttyS8", mode: 9600-7S1, framing: ascii, unit: 7, stale: last, stale_after: 2s, map: { 400010: pump-1.x } }
   - { listen: "udp://localhost:0", unit: 0, map: { 40001: boiler.raw }, writes: true }
   - { listen: "rtu+tcp://127.0.0.1:0", pass: { 1: plc }, unit: 2, pass_writes: true }
 `)
@@ -82,7 +82,7 @@ func TestServerSettings(t *testing.T) {
 	if e := a.Map[2]; e.Stale != StaleValue || e.Pattern != 0xFFFF {
 		t.Errorf("%+v", e)
 	}
-	if b := s[1]; b.Kind != Serial || b.Address != "/dev/ttyS8" || b.Framing != modbus.FramingASCII || b.Mode.Baud != 9600 || b.Unit != 7 ||
+	if b := s[1]; b.Kind != Serial || b.Address != "/dev/ttyS8" || b.Framing != modbus.FramingASCII || b.Mode.Baud != 9600 || b.Mode.Parity != 'S' || b.Unit != 7 ||
 		b.Map[0].Stale != StaleLast || b.Map[0].StaleAfter != 2*time.Second || b.Map[0].Point.Map == nil {
 		t.Errorf("%+v", b)
 	}

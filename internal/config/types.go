@@ -97,7 +97,7 @@ const (
 type SerialMode struct {
 	Baud     int
 	DataBits int  // 7 or 8
-	Parity   byte // 'N', 'E' or 'O'
+	Parity   byte // 'N', 'E', 'O', 'M' (mark: always 1) or 'S' (space: always 0)
 	StopBits int  // 1 or 2
 }
 

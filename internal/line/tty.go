@@ -121,6 +121,10 @@ func openControl(data int, mode config.SerialMode) (serial.Port, error) {
 		m.Parity = serial.EvenParity
 	case 'O':
 		m.Parity = serial.OddParity
+	case 'M':
+		m.Parity = serial.MarkParity
+	case 'S':
+		m.Parity = serial.SpaceParity
 	}
 	if mode.StopBits == 2 {
 		m.StopBits = serial.TwoStopBits
