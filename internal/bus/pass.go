@@ -32,7 +32,7 @@ const (
 // that changes some bits of a register nothing goes to its device.
 //
 // Exception 6 (busy) means that the request was not sent because it had waited
-// for 10 s, or 64 waited already.
+// for 10 s, or 64 waited already, not fewer of them this client's than another's.
 func (b *Bus) Do(ctx context.Context, unit modbus.UnitID, req modbus.PDU) (modbus.PDU, error) {
 	if err := modbus.CheckRequest(req); err != nil {
 		return nil, err
@@ -91,8 +91,8 @@ func (p *pass) admit(b *Bus) {
 	if len(b.passes.waiting) >= maxPasses {
 		b.dropCancelled()
 	}
-	if len(b.passes.waiting) >= maxPasses {
-		p.done <- fmt.Errorf("bus %s: %w: %d requests of others wait already", b.cfg.Name, modbus.ServerDeviceBusy, maxPasses)
+	if len(b.passes.waiting) >= maxPasses && !b.makeRoom(p.client) {
+		p.done <- b.errFull()
 		return
 	}
 	i := slices.IndexFunc(b.devices, func(d *device) bool { return d.cfg.Unit == p.unit })
@@ -110,6 +110,38 @@ func (p *pass) admit(b *Bus) {
 		p.touched = fenceOff(devices, t, int(addr), int(addr)+n)
 	}
 	b.passes.waiting = append(b.passes.waiting, p)
+}
+
+// makeRoom refuses the newest request of the client that has most of the places, if
+// another has fewer: one client with many connections must not shut out the rest.
+func (b *Bus) makeRoom(client string) bool {
+	count := make(map[string]int)
+	most := client
+	for _, p := range b.passes.waiting {
+		count[p.client]++
+		if count[p.client] > count[most] {
+			most = p.client
+		}
+	}
+	if count[most] <= count[client]+1 {
+		return false
+	}
+	for i := len(b.passes.waiting) - 1; ; i-- { // it has some
+		p := b.passes.waiting[i]
+		if p.client != most {
+			continue
+		}
+		if p.state.CompareAndSwap(writeQueued, writeCancelled) {
+			p.done <- b.errFull()
+		}
+		b.lift(p.touched)
+		b.passes.waiting = slices.Delete(b.passes.waiting, i, i+1)
+		return true
+	}
+}
+
+func (b *Bus) errFull() error {
+	return fmt.Errorf("bus %s: %w: %d requests of others wait already", b.cfg.Name, modbus.ServerDeviceBusy, maxPasses)
 }
 
 func (p *pass) give(err error) { p.done <- err }

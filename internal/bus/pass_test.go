@@ -179,6 +179,49 @@ func TestPassAndWrites(t *testing.T) {
 	})
 }
 
+// When all places are taken, a client that has fewer than another gets one of that
+// one's: half of them each, where two want as many as they can have.
+func TestPassPlacesAreShared(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		cfg := tcpBus(2)
+		cfg.Timeout = time.Minute
+		r := start(t, cfg, nil, newWire())
+		tool, other := make(chan error, 100), make(chan error, 100)
+		ask := func(name string, times int, results chan error) {
+			for range times {
+				go func() { // ends with its answer
+					_, err := modbus.ReadRegisters(as(t, name), r.bus, 9, modbus.HoldingRegisters, 0, 1)
+					results <- err
+				}()
+			}
+			synctest.Wait()
+		}
+		refused := func(name string, results chan error, want int) {
+			t.Helper()
+			if len(results) != want {
+				t.Errorf("%d requests of %s have ended, want %d", len(results), name, want)
+			}
+			for range len(results) {
+				if err := <-results; !errors.Is(err, modbus.ServerDeviceBusy) {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+		}
+		ask("tool", cfg.InFlight+maxPasses, tool)
+		refused("tool", tool, 0)
+		ask("tool", 3, tool)
+		refused("tool", tool, 3)
+		ask("other", maxPasses, other)
+		refused("tool", tool, maxPasses/2)
+		refused("other", other, maxPasses/2)
+		time.Sleep(passPatience)
+		synctest.Wait()
+		refused("tool", tool, maxPasses/2)
+		refused("other", other, maxPasses/2)
+		r.stop()
+	})
+}
+
 // What cannot be sent in time is refused as busy, and so is what comes when there
 // is a queue already; a client that leaves frees its place.
 func TestPassIsBounded(t *testing.T) {
