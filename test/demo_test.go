@@ -134,6 +134,14 @@ func TestDemoText(t *testing.T) {
 	sub := start(t, "mosquitto_sub", "-h", hint[1], "-p", hint[2], "-v", "-t", "#")
 	sub.out.waitFor(t, "demo/boiler/supply_temp {\"value\":")
 	sub.out.waitFor(t, "fieldgate/demo/device/pump/state online")
+	write := regexp.MustCompile(`(?m)^Write a setpoint: (mosquitto_pub .*)$`).FindStringSubmatch(p.out.String())
+	if write == nil {
+		t.Fatalf("no hint how to write a setpoint in %q", p.out.String())
+	}
+	words := strings.Fields(write[1])
+	start(t, words[0], words[1:]...)
+	sub.out.waitFor(t, `demo/cmd/boiler/setpoint/ack {"status":"verified","point":"boiler.setpoint","value":75,"previous":70,`)
+	sub.out.waitFor(t, `demo/boiler/setpoint {"value":75,`)
 	p.wantEnd(0)
 	for _, want := range []string{"fieldgate demo: 5 simulated devices, broker on 127.0.0.1:", "demo/chiller/load {\"value\":", "# line1: flow is online\n"} {
 		if !strings.Contains(p.out.String(), want) {
@@ -188,7 +196,7 @@ func TestDemoInterrupted(t *testing.T) {
 		last          string // of the points that there is room for
 	}{
 		{110, 45, "meter.energy"},
-		{80, 24, "boiler.pressure"},
+		{80, 24, "boiler.return_temp"},
 		{60, 8, "chiller"},
 	} {
 		t.Run(fmt.Sprintf("%dx%d", size.width, size.height), func(t *testing.T) {

@@ -239,10 +239,11 @@ func terminal(w io.Writer) (width, height int, ok bool) {
 	return width, height, err == nil
 }
 
-// hint says how to look at the demo from outside.
-func (d *demo) hint() string {
+// hints says how to look at the demo from outside, and how to write a setpoint.
+func (d *demo) hints() (watch, write string) {
 	host, port, _ := net.SplitHostPort(d.broker)
-	return fmt.Sprintf("mosquitto_sub -h %s -p %s -v -t '#'", host, port)
+	return fmt.Sprintf("mosquitto_sub -h %s -p %s -v -t '#'", host, port),
+		fmt.Sprintf("mosquitto_pub -h %s -p %s -t demo/cmd/boiler/setpoint -m 75", host, port)
 }
 
 // since prints how long ago something was, in the view's few columns.

@@ -59,8 +59,9 @@ func (v *view) run(ctx context.Context, feed *pipeline.Feed, messages <-chan dem
 		fmt.Fprint(v.out, "\x1b[?25l\x1b[2J") // no cursor, an empty page
 		defer fmt.Fprint(v.out, "\x1b[?25h\n")
 	} else {
-		fmt.Fprintf(v.out, "fieldgate demo: 5 simulated devices, broker on %s\nWatch it from another terminal: %s\nThe configuration: %s\n",
-			v.demo.broker, v.demo.hint(), v.demo.config)
+		watch, write := v.demo.hints()
+		fmt.Fprintf(v.out, "fieldgate demo: 5 simulated devices, broker on %s\nWatch it from another terminal: %s\nWrite a setpoint: %s\nThe configuration: %s\n",
+			v.demo.broker, watch, write, v.demo.config)
 	}
 	tick := time.NewTicker(redraw)
 	defer tick.Stop()
@@ -134,7 +135,9 @@ func (v *view) page() []byte {
 	up := time.Since(v.begin)
 	line("fieldgate demo   up %s   %d samples (%.0f/s)   %d messages (%.0f/s)   Ctrl-C ends it",
 		up.Round(time.Second), v.samples, float64(v.samples)/up.Seconds(), v.messages, float64(v.messages)/up.Seconds())
-	line("watch it:  %s", v.demo.hint())
+	watch, write := v.demo.hints()
+	line("watch it:  %s", watch)
+	line("write:     %s", write)
 	line("config:    %s", v.demo.config)
 	line("")
 	line("%-9s %-9s %5s  %-9s %-8s %8s %8s  %s", "BUS", "", "LOAD", "DEVICE", "STATE", "ANSWER", "POLLS", "LAST ERROR")

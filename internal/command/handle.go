@@ -153,7 +153,7 @@ func (m *message) reply(payload []byte, stamp uint32) {
 	m.from.Reply(mqtt.Message{Topic: m.ackTopic(), Payload: payload, QoS: 1, Stamp: stamp})
 }
 
-// sender is who sent the message, for the record and the answer.
+// sender is who sent the message, for the record.
 func (m *message) sender() string {
 	if m.from.User != "" {
 		return m.from.User
