@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -308,14 +309,10 @@ func (r *remote) remember(ctx context.Context) {
 func (r *remote) resume(ctx context.Context, h head, unrecorded bool) {
 	q := h.request
 	q.at = time.Now()
-	text, kept := r.source.outcome(h)
+	text := r.source.outcome(h)
 	var a remoteAnswer
 	if text == nil || json.Unmarshal(text, &a) != nil {
-		a = remoteAnswer{Status: remoteBack, Reason: cutOff}
-		if kept {
-			a = remoteAnswer{Status: remoteDone}
-		}
-		r.conclude(ctx, h, q, a, unrecorded)
+		r.conclude(ctx, h, q, remoteAnswer{Status: remoteBack, Reason: cutOff}, unrecorded)
 		return
 	}
 	r.accepted.keep(q.ID, a)
@@ -570,8 +567,9 @@ func (r *remote) handle(ctx context.Context, q request) {
 // prepared is a change that can be tried, or the answer that says why not.
 type prepared struct {
 	answer remoteAnswer
-	body   []byte // the layer with it
-	before []byte // text of the layer's file without it; nil: there is none
+	keys   []string // that it sets
+	body   []byte   // the layer with it
+	before []byte   // text of the layer's file without it; nil: there is none
 	was    loaded
 	next   loaded
 }
@@ -580,7 +578,7 @@ type prepared struct {
 // flood of what is no good costs the flash nothing.
 func (r *remote) prepare(c change) (t prepared) {
 	s, a := r.source, &t.answer
-	a.Status = remoteRejected
+	a.Status, t.keys = remoteRejected, slices.Sorted(maps.Keys(c.Set))
 	before, layer, err := s.layer()
 	if err != nil {
 		a.Reason = "what was changed before cannot be read: " + err.Error()
@@ -676,7 +674,7 @@ func (r *remote) try(ctx context.Context, h head, q request, t prepared, release
 	r.step(q, a)
 	g.log.Info("settings changed from afar, on trial", "id", q.ID, "by", q.By, "via", q.Via, "until", a.Until)
 
-	why := r.watch(ctx, well, q.Via, over)
+	why := r.watch(ctx, well, q.Via, t.keys, over)
 	if ctx.Err() != nil {
 		return // likewise
 	}
@@ -746,10 +744,25 @@ func (r *remote) meanwhile(q request, busy string) {
 	}
 }
 
-// watch looks on until a trial is over, and says why it has failed: something
-// hangs, or at its end, and for some seconds after it, something is not as well as
+// narrowed says which of the keys of a trial a reload meanwhile does not allow any
+// more; "" if all are.
+func (r *remote) narrowed(keys []string) string {
+	s := r.gateway.now.Load().settings
+	if s == nil {
+		return "settings: was removed on site"
+	}
+	for _, key := range keys {
+		if why := s.Refuses(key); why != "" {
+			return key + ": " + why
+		}
+	}
+	return ""
+}
+
+// watch looks on until a trial of keys is over, and says why it has failed: something
+// hangs, somebody on site has ended it, or at its end, and for some seconds after it, something is not as well as
 // it was before.
-func (r *remote) watch(ctx context.Context, was Status, via string, over time.Time) (why string) {
+func (r *remote) watch(ctx context.Context, was Status, via string, keys []string, over time.Time) (why string) {
 	look := time.NewTicker(trialLook)
 	defer look.Stop()
 	for looks := 0; ; {
@@ -772,7 +785,7 @@ func (r *remote) watch(ctx context.Context, was Status, via string, over time.Ti
 		if err := r.gateway.Healthy(); err != nil {
 			return err.Error()
 		}
-		if what := r.source.edited(); what != "" {
+		if what := cmp.Or(r.source.edited(), r.narrowed(keys)); what != "" {
 			return what
 		}
 	}

@@ -1,6 +1,7 @@
 package gateway
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -398,8 +399,25 @@ func TestEditsWaitForReload(t *testing.T) {
 	a.reload()
 	a.edit("60ms")
 	end("four")
-	if gap := a.now.Load().wires[0].cfg.Gap; a.every() != "50ms" || gap == 5*time.Millisecond {
+	gap := a.now.Load().wires[0].cfg.Gap
+	if a.every() != "50ms" || gap == 5*time.Millisecond {
 		t.Errorf("every %s, gap %v, as it was edited after the last reload", a.every(), gap)
+	}
+
+	// What a reload does not allow any more is not confirmed.
+	a.reload()
+	a.send(`{"id":"five","set":{"buses.a.gap":"5ms"}}`, false)
+	a.last("five", remoteApplied)
+	text, err := os.ReadFile(a.path)
+	if err == nil {
+		err = os.WriteFile(a.path, bytes.Replace(text, []byte("buses.*.gap, "), nil, 1), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.reload()
+	if r := a.last("five", remoteBack); r.Reason != "buses.a.gap: is not allowed by settings.allow of this gateway" {
+		t.Errorf("%+v", r)
 	}
 }
 

@@ -313,17 +313,15 @@ func (s *Source) settle() error {
 	return flash.SyncFolder(s.dir)
 }
 
-// outcome says how a trial has ended that an earlier process has left behind: by the
-// layer it was kept in, or by its own answer. kept is whether it is the layer, answer
-// is nil if it was not decided.
-func (s *Source) outcome(h head) (answer []byte, kept bool) {
+// outcome returns what was to be answered to a trial that an earlier process has left
+// behind: by the layer it was kept in, or by its own file; nil if nothing was decided.
+func (s *Source) outcome(h head) []byte {
 	text, err := read(Layer(s.dir))
-	if err != nil || text == nil {
-		return h.Answer, false
+	if err != nil || text == nil || h.Answer != nil {
+		return h.Answer
 	}
-	l, err := headOf(text)
-	if err == nil && l.ID == h.ID && l.Before == h.Before && h.Answer == nil {
-		return l.Answer, true
+	if l, err := headOf(text); err == nil && l.ID == h.ID && l.Before == h.Before {
+		return l.Answer
 	}
-	return h.Answer, false
+	return nil
 }

@@ -96,15 +96,20 @@ type victim struct {
 	log  bytes.Buffer
 }
 
-// start runs the gateway until the process ends, and returns once it is connected.
-func (v *victim) start(env ...string) *exec.Cmd {
+// start runs the gateway until the process ends, by another program if one is given,
+// and returns once it is connected.
+func (v *victim) start(env []string, by ...string) *exec.Cmd {
+	v.Helper()
 	before := v.online()
-	cmd := exec.Command(os.Args[0], "-test.run=^TestTrialKilled$")
+	args := append(by, os.Args[0], "-test.run=^TestTrialKilled$")
+	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(append(os.Environ(), killedDir+"="+v.dir, "GORACE=atexit_sleep_ms=0"), env...)
 	cmd.Stdout, cmd.Stderr = &v.log, &v.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := child.Start(cmd); err != nil {
 		v.Fatal(err)
 	}
+	v.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }) // if a test has failed
 	v.until("it is connected", func() bool { return v.online() > before })
 	return cmd
 }
@@ -150,6 +155,31 @@ func (v *victim) send(payload string) {
 	}
 }
 
+// meet is the other end of some victims, until the test ends.
+func meet(t *testing.T, url string) *far {
+	t.Helper()
+	f := &far{got: make(map[string][]string)}
+	c, err := uplink.Connect(t.Context(), config.Uplink{ClientID: "far", Keepalive: time.Minute, ConnectTimeout: 20 * time.Second}, url, uplink.ConnOptions{
+		Handler: func(m mqtt.Message) []<-chan struct{} {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			f.got[m.Topic] = append(f.got[m.Topic], string(m.Payload))
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	f.Conn = c
+	for _, filter := range []string{"config/+/update/ack", "fieldgate/+/state"} {
+		if _, err := c.Subscribe(t.Context(), mqtt.Filter(filter), 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return f
+}
+
 // A process that is killed between any two steps of a trial leaves behind what the
 // next one tells: the configuration is that of before, or the one that was confirmed;
 // the sender has one last answer, which is true, and gets it again when it asks
@@ -169,26 +199,7 @@ func TestTrialKilled(t *testing.T) {
 	}
 	defer taken.Close()
 	up := mosquittotest.Start(t, mosquittotest.Options{})
-	f := &far{got: make(map[string][]string)}
-	c, err := uplink.Connect(t.Context(), config.Uplink{ClientID: "far", Keepalive: time.Minute, ConnectTimeout: 20 * time.Second}, up.URL(), uplink.ConnOptions{
-		Handler: func(m mqtt.Message) []<-chan struct{} {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			f.got[m.Topic] = append(f.got[m.Topic], string(m.Payload))
-			return nil
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	f.Conn = c
-	for _, filter := range []string{"config/+/update/ack", "fieldgate/+/state"} {
-		if _, err := c.Subscribe(t.Context(), mqtt.Filter(filter), 1); err != nil {
-			t.Fatal(err)
-		}
-	}
-
+	f := meet(t, up.URL())
 	accepted := []string{"stage", "record accepted", "say accepted"}
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -223,9 +234,78 @@ func TestTrialKilled(t *testing.T) {
 	}
 }
 
-// kill changes settings, kills the gateway before a step of that, "" at the very end,
-// and holds what the next one does against what it should.
-func (v *victim) kill(port int, set, ends, step string, edit bool) {
+// A process that is killed at any of the calls that change a file of a trial leaves
+// behind the same.
+func TestTrialKilledAtCalls(t *testing.T) {
+	t.Parallel()
+	strace := []string{"strace", "-f", "-qq", "-o", "/dev/null"}
+	if out, err := exec.Command(strace[0], append(strace[1:], "true")...).CombinedOutput(); err != nil {
+		if strings.Contains(string(out), "not permitted") {
+			t.Skipf("strace may not trace here: %s", out)
+		}
+		t.Fatalf("strace (Debian's package strace): %v\n%s", err, out)
+	}
+	up := mosquittotest.Start(t, mosquittotest.Options{})
+	f := meet(t, up.URL())
+	var all sync.WaitGroup
+	defer all.Wait()
+	room := make(chan struct{}, 4) // so many at a time
+	n := 0
+	for _, file := range []struct {
+		name  string
+		calls []string
+	}{
+		{trialFile + ".new", []string{"openat", "write", "fsync", "renameat"}},
+		{"audit/audit-000001.jsonl.new", []string{"openat", "write", "fsync", "renameat"}}, // of accepted
+		{"queue-cloud.db", []string{"pwrite64", "fdatasync"}},                              // of its answer
+		{layerFile + ".new", []string{"openat", "write", "fsync", "renameat"}},
+		{"audit/audit-000001.jsonl", []string{"pwrite64", "fdatasync"}}, // of confirmed
+		{trialFile, []string{"unlinkat"}},
+	} {
+		for _, call := range file.calls {
+			n++
+			v := &victim{far: f, name: fmt.Sprintf("c%d", n), dir: t.TempDir()}
+			room <- struct{}{}
+			all.Go(func() { // ends with its test
+				defer func() { <-room }()
+				t.Run(call+" "+filepath.Base(file.name), func(t *testing.T) {
+					v.T = t
+					by := append(slices.Clone(strace), "-P", filepath.Join(v.dir, file.name), "-e", "inject="+call+":signal=KILL")
+					v.killAt(up.Port, by)
+				})
+			})
+		}
+	}
+}
+
+// asking is what a victim is sent.
+func asking(set string) string { return `{"id":"x","set":{` + set + `}}` }
+
+// killAt changes settings while another program looks on, which kills the gateway, and
+// holds what the next one does against what the files say.
+func (v *victim) killAt(port int, by []string) {
+	v.configure(port)
+	first := v.start(nil, by...)
+	v.send(asking(`"status.every":"5s"`))
+	v.killed(first)
+	there := func(name string) bool { _, err := os.Stat(filepath.Join(v.dir, name)); return err == nil }
+	staged, kept := there(trialFile), there(layerFile)
+	_, said := v.last("x")
+	second := v.start(nil)
+	want := remoteBack
+	switch {
+	case kept:
+		want = remoteDone
+	case !staged && len(said) == 0:
+		v.send(asking(`"status.every":"5s"`))
+		want = remoteDone
+	}
+	v.hold(second, asking(`"status.every":"5s"`), want, kept)
+}
+
+// configure writes the configuration of a victim.
+func (v *victim) configure(port int) {
+	v.Helper()
 	text := fmt.Sprintf(`
 site: { id: %s }
 status: { every: 60s }
@@ -237,18 +317,38 @@ web: false
 	if err := os.WriteFile(filepath.Join(v.dir, "fieldgate.yaml"), []byte(text), 0o600); err != nil {
 		v.Fatal(err)
 	}
-	defer func() {
+	v.Cleanup(func() {
 		if v.Failed() {
 			v.Logf("answers:\n%s\nlog:\n%s", strings.Join(v.answers(), "\n"), v.log.String())
 		}
-	}()
+	})
+}
+
+// killed waits until the gateway was killed.
+func (v *victim) killed(first *exec.Cmd) {
+	v.Helper()
+	ended := make(chan error, 1)
+	go func() { ended <- first.Wait() }() // ends with the process, which the test's end kills
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		v.Fatal("it was not killed within a minute")
+	}
+	if s, ok := first.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
+		v.Fatalf("it has ended with %v", first.ProcessState)
+	}
+}
+
+// kill changes settings, kills the gateway before a step of that, "" at the very end,
+// and holds what the next one does against what it should.
+func (v *victim) kill(port int, set, ends, step string, edit bool) {
+	v.configure(port)
 	env := []string{killedStep + "=" + step}
 	if edit {
 		env = append(env, killedEdit+"=1")
 	}
-	first := v.start(env...)
-	change := `{"id":"x","set":{` + set + `}}`
-	v.send(change)
+	first := v.start(env)
+	v.send(asking(set))
 	if step == "" {
 		v.until("it is over", func() bool {
 			_, all := v.last("x")
@@ -257,20 +357,23 @@ web: false
 		})
 		_ = first.Process.Kill()
 	}
-	_ = first.Wait()
-	if s, ok := first.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
-		v.Fatalf("it has ended with %v", first.ProcessState)
-	}
+	v.killed(first)
 
-	second := v.start()
+	second := v.start(nil)
 	want := remoteBack
 	switch step {
 	case "record " + ends, "say " + ends, "settle", "":
 		want = ends
 	case "stage":
-		v.send(change) // nobody knows of the first
+		v.send(asking(set)) // nobody knows of the first
 		want = ends
 	}
+	v.hold(second, asking(set), want, step == "settle" || step == "")
+}
+
+// hold waits for the last answer of the gateway, asks for it again, and stops the
+// gateway. said is whether the one before may have answered already.
+func (v *victim) hold(second *exec.Cmd, change, want string, said bool) {
 	v.until("the last answer", func() bool { _, all := v.last("x"); return len(all) > 0 })
 	v.send(change)
 	distinct := func() []string {
@@ -284,7 +387,7 @@ web: false
 			v.Errorf("answer %d: %+v, want %s", i, a, want)
 		}
 	}
-	if most := len(distinct()); most != 2 || len(payloads) > most && step != "settle" && step != "" {
+	if most := len(distinct()); most != 2 || len(payloads) > most && !said {
 		v.Errorf("answered %d times, with %d messages", len(payloads), most) // what was on its way may come twice
 	}
 
@@ -312,20 +415,19 @@ web: false
 	if err != nil || len(report.Breaks) > 0 {
 		v.Errorf("audit: %+v, %v", report, err)
 	}
-	var recorded []string
+	var is []string
 	if err := audit.Read(v.dir, func(r audit.Record) error {
 		if r.ID == "x" {
-			recorded = append(recorded, r.Status)
+			is = append(is, r.Status)
 		}
 		return nil
 	}); err != nil {
 		v.Error(err)
 	}
-	should := []string{remoteAccepted, want}
-	if step == "record accepted" {
-		should = should[1:]
+	if len(is) > 0 && is[0] == remoteAccepted { // else it was killed before
+		is = is[1:]
 	}
-	if !slices.Equal(recorded, should) {
-		v.Errorf("recorded %q, want %q", recorded, should)
+	if !slices.Equal(is, []string{want}) {
+		v.Errorf("recorded %q and no more than accepted before, want %s", is, want)
 	}
 }
