@@ -54,6 +54,9 @@ func decode(c *config.Command, targets []config.Target, payload []byte, look loo
 		return r, errors.New("the payload is not UTF-8 text")
 	}
 	text := strings.TrimSpace(string(payload))
+	if c.Kind == config.MatchCommand && text == strings.TrimSpace(c.Match) {
+		return r, r.fit(c, targets, c.Match) // whatever it looks like: it may be JSON itself
+	}
 	if !strings.HasPrefix(text, "{") {
 		return decodePlain(c, targets, text)
 	}

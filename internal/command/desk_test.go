@@ -157,6 +157,8 @@ commands:
   - { topic: emergency/stop, match: EMERGENCY_STOP, write: { boiler.stop: 1, pump-2.stop: 1 }, ack: { topic: status/emergency, text: STOPPED } }
   - { topic: line, match: START, write: { pump-2.speed: 100 } }
   - { topic: line, match: HALT, write: { pump-2.speed: 0 } }
+  - { topic: line, match: '{"do": "rest"}', write: { pump-2.speed: 1 } }
+  - { topic: line, match: ' "NAP" ', write: { pump-2.speed: 2 } }
   - { topic: all/speed, write: [pump-2.speed, pump-3.speed] }
   - { topic: "config/{unit}/speed", write: "*.speed" }
   - { topic: get/boiler, read: "boiler.*" }
@@ -444,6 +446,10 @@ func TestForms(t *testing.T) {
 			{"emergency/stop", `emergency_stop`, `status/emergency {"status":"rejected","reason":"the payload \"emergency_stop\" is not \"EMERGENCY_STOP\""`},
 			{"line", `START`, `"point":"pump-2.speed","value":100`},
 			{"line", `HALT`, `"point":"pump-2.speed","value":0`},
+			{"line", `{"do": "rest"}`, `"point":"pump-2.speed","value":1`},
+			{"line", ` "NAP" `, `"point":"pump-2.speed","value":2`},
+			{"line", `"NAP"`, `"point":"pump-2.speed","value":2`},
+			{"line", `NAP`, `"rejected"`},
 			{"line", `GO`, `"rejected"`},
 			{"all/speed", `500`, `all/speed/ack {"status":"verified","writes":[{"status":"verified","point":"pump-2.speed","value":500`},
 
