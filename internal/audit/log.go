@@ -133,19 +133,26 @@ func Open(dir string, o Options, log *slog.Logger) (*Log, error) {
 // Calls that wait at the same time share a sync. An error wraps ErrNotRecorded:
 // what r announces must not happen. When ctx ends first the record may come to
 // stand in the file all the same.
-func (l *Log) Append(ctx context.Context, r Record) (Record, error) {
+func (l *Log) Append(ctx context.Context, r Record) (Record, error) { return l.Start(r)(ctx) }
+
+// Start is Append without the waiting, which is done by what it returns: records
+// that one goroutine starts stand in the order in which it does.
+func (l *Log) Start(r Record) (wait func(ctx context.Context) (Record, error)) {
+	refused := func(err error) func(context.Context) (Record, error) {
+		return func(context.Context) (Record, error) { return r, err }
+	}
 	if r.Event == "" {
-		return r, fmt.Errorf("%w: it names no event", ErrNotRecorded)
+		return refused(fmt.Errorf("%w: it names no event", ErrNotRecorded))
 	}
 	e := &entry{record: r.tidy(l.clock), done: make(chan error, 1)}
 	l.mu.Lock()
 	switch {
 	case l.closed:
 		l.mu.Unlock()
-		return r, fmt.Errorf("%w: the log is closed", ErrNotRecorded)
+		return refused(fmt.Errorf("%w: the log is closed", ErrNotRecorded))
 	case len(l.waiting) == maxWaiting:
 		l.mu.Unlock()
-		return r, fmt.Errorf("%w: %d records wait for the disk already", ErrNotRecorded, maxWaiting)
+		return refused(fmt.Errorf("%w: %d records wait for the disk already", ErrNotRecorded, maxWaiting))
 	}
 	l.waiting = append(l.waiting, e)
 	if !l.busy {
@@ -153,15 +160,17 @@ func (l *Log) Append(ctx context.Context, r Record) (Record, error) {
 		l.running.Go(l.commits) // ends when nobody waits; Close waits for that
 	}
 	l.mu.Unlock()
-	select {
-	case err := <-e.done:
-		if err != nil {
-			return r, err
+	return func(ctx context.Context) (Record, error) {
+		select {
+		case err := <-e.done:
+			if err != nil {
+				return r, err
+			}
+			return e.record, nil
+		case <-ctx.Done():
+			l.withdraw(e)
+			return r, fmt.Errorf("%w: the disk takes too long: %w", ErrNotRecorded, ctx.Err())
 		}
-		return e.record, nil
-	case <-ctx.Done():
-		l.withdraw(e)
-		return r, fmt.Errorf("%w: the disk takes too long: %w", ErrNotRecorded, ctx.Err())
 	}
 }
 

@@ -881,6 +881,11 @@ func TestEvents(t *testing.T) {
 		if last := all[len(all)-1]; len(all) != 2+eventsPerMinute+1 || last.Reason != "400 more came before and were not kept" {
 			t.Errorf("%d records, the last %+v", len(all), last)
 		}
+		for i, r := range all[2 : len(all)-1] {
+			if r.Value != fmt.Sprint(i) {
+				t.Fatalf("message %s stands in the place of %d", r.Value, i)
+			}
+		}
 	})
 }
 

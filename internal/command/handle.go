@@ -331,16 +331,18 @@ func (d *Desk) event(m message) (safe <-chan struct{}) {
 		return nil
 	}
 	done := make(chan struct{})
+	wait := d.o.Audit.Start(rec) // here, so that they stand in the order in which they came
 	ok = d.submit(func(_, grace context.Context) {
 		defer close(done)
 		defer d.events.Add(-1)
-		if err := d.append(grace, rec); err != nil {
+		limit, cancel := context.WithTimeout(grace, recordLimit)
+		defer cancel()
+		if _, err := wait(limit); err != nil {
 			d.lostRecord(rec, err)
 		}
 	})
-	if !ok {
+	if !ok { // it is on its way all the same
 		d.events.Add(-1)
-		d.lostRecord(rec, fmt.Errorf("%d orders wait already", maxWaiting))
 		return nil
 	}
 	return done
