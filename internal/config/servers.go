@@ -163,7 +163,7 @@ func newServer(t *tables) value[rawServer] {
 	)
 	entry.extra = schema{{"oneOf", []schema{{{"required", []string{"point"}}}, {{"required", []string{"status"}}}, {{"required", []string{"age"}}}, {{"required", []string{"pause"}}}}}}
 	return newObject("a server", "A Modbus server for local PLCs.", rawServer{staleAfter: unsetDuration},
-		key("listen", func(s *rawServer) *rawListen { return &s.listen }, serverListen(), "tcp://HOST:PORT, rtu+tcp://HOST:PORT, udp://HOST:PORT or serial:PATH.").must().aka("port", "address", "url", "bind"),
+		key("listen", func(s *rawServer) *rawListen { return &s.listen }, serverListen(), "tcp://HOST:PORT, udp://HOST:PORT or serial:PATH; rtu+tcp://, rtu+udp://, ascii+tcp:// and ascii+udp:// have the frames of a serial line.").must().aka("port", "address", "url", "bind"),
 		key("framing", func(s *rawServer) *modbus.Framing { return &s.Framing }, enum(
 			word[modbus.Framing]{"rtu", modbus.FramingRTU}, word[modbus.Framing]{"ascii", modbus.FramingASCII}), "How requests are wrapped on a serial port. Default: rtu.").aka("protocol"),
 		key("mode", func(s *rawServer) *SerialMode { return &s.Mode }, serialMode(), "Baud, data bits, parity and stop bits of a serial port.").def("19200-8E1").aka("baud", "baudrate", "speed", "parity"),
@@ -225,32 +225,29 @@ func cidr() value[netip.Prefix] {
 // serverListen is where a server listens.
 func serverListen() value[rawListen] {
 	const want = "tcp://0.0.0.0:502, rtu+tcp://…, udp://… or serial:/dev/ttyUSB0"
-	return value[rawListen]{pattern(`^((tcp|rtu\+tcp|udp)://.*|serial:/.*)$`), func(d *decoder, n *node) (rawListen, bool) {
+	schemes := map[string]rawListen{
+		"tcp": {kind: TCP}, "rtu+tcp": {kind: TCP, framing: modbus.FramingRTU}, "ascii+tcp": {kind: TCP, framing: modbus.FramingASCII},
+		"udp": {kind: UDP}, "rtu+udp": {kind: UDP, framing: modbus.FramingRTU}, "ascii+udp": {kind: UDP, framing: modbus.FramingASCII},
+	}
+	return value[rawListen]{pattern(`^(((rtu|ascii)\+)?(tcp|udp)://.*|serial:/.*)$`), func(d *decoder, n *node) (rawListen, bool) {
 		s, ok := d.text(n, want)
 		if !ok {
 			return rawListen{}, false
 		}
-		l := rawListen{text: s}
-		scheme, rest, found := strings.Cut(s, "://")
-		switch {
-		case strings.HasPrefix(s, "serial:/"):
-			l.kind, l.address, l.framing = Serial, strings.TrimPrefix(strings.TrimPrefix(s, "serial:"), "//"), modbus.FramingRTU
+		if path, is := strings.CutPrefix(s, "serial:"); is && strings.HasPrefix(path, "/") {
+			l := rawListen{text: s, kind: Serial, address: strings.TrimPrefix(path, "//"), framing: modbus.FramingRTU}
 			if l.address == "/" || l.address == "" {
 				d.faultf(n, "names no port; write one such as serial:/dev/ttyUSB0")
 				return l, false
 			}
 			return l, true
-		case found && scheme == "tcp":
-			l.kind = TCP
-		case found && scheme == "rtu+tcp":
-			l.kind, l.framing = TCP, modbus.FramingRTU
-		case found && scheme == "udp":
-			l.kind = UDP
-		default:
+		}
+		scheme, rest, found := strings.Cut(s, "://")
+		l := schemes[scheme]
+		if l.text, l.address = s, rest; !found || l.kind == 0 {
 			d.shapef(n, "%s does not say where to listen; write %s", quote(s), want)
 			return l, false
 		}
-		l.address = rest
 		if wrong, _ := checkHostPort(rest, "502", true); wrong != "" {
 			d.faultf(n, "%s", wrong)
 			return l, false

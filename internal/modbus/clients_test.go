@@ -138,7 +138,7 @@ func TestServerUDPClientsApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, func(ctx context.Context) error { return s.ServeUDP(ctx, pc) })
+	run(t, func(ctx context.Context) error { return s.ServeUDP(ctx, pc, FramingTCP) })
 	dial := func() net.Conn {
 		c, err := net.Dial("udp", pc.LocalAddr().String())
 		if err != nil {

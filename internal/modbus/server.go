@@ -420,20 +420,20 @@ func (s *Server) answerASCII(ctx context.Context, t *tally, units func(UnitID) b
 // maxDatagrams is how many requests of one UDP client may wait.
 const maxDatagrams = 8
 
-// ServeUDP answers the datagrams of pc, each of which holds one Modbus TCP
-// frame, until ctx ends; then it closes pc and returns nil. Anything else in a
-// datagram is counted and ignored. The requests of one address are answered in
+// ServeUDP answers the datagrams of pc, each of which holds one frame in framing f,
+// until ctx ends; then it closes pc and returns nil. Anything else in a datagram is
+// counted and ignored. The requests of one address are answered in
 // the order they came, and those of another do not wait for them; what comes
 // while eight of an address wait, or MaxClients addresses, is ignored and
 // counted as refused. It returns an error when pc fails.
-func (s *Server) ServeUDP(ctx context.Context, pc net.PacketConn) error {
+func (s *Server) ServeUDP(ctx context.Context, pc net.PacketConn, f Framing) error {
 	running, cancel := context.WithCancel(ctx)
-	u := &datagrams{server: s, conn: pc, waiting: make(map[string][][]byte)}
+	u := &datagrams{server: s, conn: pc, framing: f, waiting: make(map[string][][]byte)}
 	defer u.answering.Wait()
 	defer cancel()
 	defer pc.Close()
 	defer context.AfterFunc(ctx, func() { pc.Close() })()
-	in := make([]byte, MaxTCP+1)
+	in := make([]byte, MaxASCII+1)
 	for {
 		n, from, err := pc.ReadFrom(in)
 		if ctx.Err() != nil {
@@ -452,6 +452,7 @@ func (s *Server) ServeUDP(ctx context.Context, pc net.PacketConn) error {
 type datagrams struct {
 	server    *Server
 	conn      net.PacketConn
+	framing   Framing
 	answering sync.WaitGroup
 
 	mu      sync.Mutex
@@ -498,22 +499,46 @@ func (u *datagrams) next(ctx context.Context, key string) (b []byte, more bool) 
 }
 
 func (u *datagrams) answer(ctx context.Context, t *tally, from net.Addr, b []byte) {
-	s := u.server
-	tx, unit, req, err := DecodeTCP(b)
-	if err != nil {
-		s.badFrame(t)
+	out := u.reply(ctx, t, b)
+	if len(out) == 0 {
 		return
 	}
-	t.came(len(b), time.Now())
-	resp := s.answerTCP(ctx, t, unit, req)
-	if len(resp) == 0 {
-		return
-	}
-	out := AppendTCP(nil, tx, unit, resp)
 	t.out.Add(uint64(len(out)))
 	if _, err := u.conn.WriteTo(out, from); err != nil {
-		s.log().Debug("answer not sent", "client", from.String(), "err", err)
+		u.server.log().Debug("answer not sent", "client", from.String(), "err", err)
 	}
+}
+
+// reply returns the frame that answers the one in a datagram, empty for none.
+func (u *datagrams) reply(ctx context.Context, t *tally, b []byte) []byte {
+	s := u.server
+	var tx uint16
+	var unit UnitID
+	var req PDU
+	var err error
+	switch u.framing {
+	case FramingRTU:
+		unit, req, err = DecodeRTU(b)
+	case FramingASCII:
+		unit, req, err = DecodeASCII(b)
+	default:
+		tx, unit, req, err = DecodeTCP(b)
+	}
+	if err != nil {
+		s.badFrame(t)
+		return nil
+	}
+	t.came(len(b), time.Now())
+	var resp PDU
+	if u.framing == FramingTCP {
+		resp = s.answerTCP(ctx, t, unit, req)
+	} else {
+		resp = s.answerSerial(ctx, t, s.Units, unit, req)
+	}
+	if len(resp) == 0 {
+		return nil
+	}
+	return u.framing.Append(nil, tx, unit, resp)
 }
 
 // answerTCP answers a request with the unit rules of Modbus TCP.

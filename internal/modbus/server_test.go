@@ -410,12 +410,12 @@ func TestServerASCIIOverTCP(t *testing.T) {
 func TestServerUDP(t *testing.T) {
 	m := newMemory(100)
 	m.set(HoldingRegisters, 0, 11)
-	listen := func(s *Server) net.Conn {
+	listenAs := func(s *Server, f Framing) net.Conn {
 		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		run(t, func(ctx context.Context) error { return s.ServeUDP(ctx, pc) })
+		run(t, func(ctx context.Context) error { return s.ServeUDP(ctx, pc, f) })
 		c, err := net.Dial("udp", pc.LocalAddr().String())
 		if err != nil {
 			t.Fatal(err)
@@ -424,6 +424,7 @@ func TestServerUDP(t *testing.T) {
 		c.SetDeadline(time.Now().Add(patience))
 		return c
 	}
+	listen := func(s *Server) net.Conn { return listenAs(s, FramingTCP) }
 	s := &Server{Endpoint: m}
 	c := listen(s)
 	req, resp := AppendTCP(nil, 1, 1, ReadRequest(HoldingRegisters, 0, 1)), AppendTCP(nil, 1, 1, PDU{3, 2, 0, 11})
@@ -431,6 +432,15 @@ func TestServerUDP(t *testing.T) {
 	expect(t, c, resp, req[:5], req[:len(req)-1], append(bytes.Clone(req), 0), make([]byte, 400), req)
 	if st := s.Stats(); st.BadFrames != 4 || st.Requests != 1 {
 		t.Errorf("%+v", st)
+	}
+
+	// The frames of a serial line, with its rules: who is not meant says nothing.
+	units := &Server{Endpoint: m, Units: func(u UnitID) bool { return u == 1 }}
+	for _, f := range []Framing{FramingRTU, FramingASCII} {
+		c := listenAs(units, f)
+		ask, answer := f.Append(nil, 0, 1, ReadRequest(HoldingRegisters, 0, 1)), f.Append(nil, 0, 1, PDU{3, 2, 0, 11})
+		expect(t, c, answer, req, f.Append(nil, 0, 2, ReadRequest(HoldingRegisters, 0, 1)),
+			f.Append(nil, 0, Broadcast, WriteRegisterRequest(5, 1)), append(bytes.Clone(ask), ask...), ask[:len(ask)-1], ask)
 	}
 
 	barred := &Server{Endpoint: m, Allow: []netip.Prefix{}}
@@ -450,7 +460,7 @@ func TestServerUDP(t *testing.T) {
 		t.Fatal(err)
 	}
 	pc.Close()
-	if err := s.ServeUDP(context.Background(), pc); !errors.Is(err, net.ErrClosed) {
+	if err := s.ServeUDP(context.Background(), pc, FramingTCP); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a socket closed by somebody else: %v", err)
 	}
 }

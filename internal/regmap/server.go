@@ -153,7 +153,7 @@ func (s *Server) Run(ctx context.Context) error {
 			return errors.Join(err, s.pc.Close())
 		}
 		s.log.Info("modbus server listens", "address", s.pc.LocalAddr().String(), "points", s.m.Load().len())
-		return s.modbus.ServeUDP(ctx, datagrams{pc, &s.beat})
+		return s.modbus.ServeUDP(ctx, datagrams{pc, &s.beat}, s.cfg.Framing)
 	}
 	s.runSerial(ctx)
 	return nil
