@@ -74,7 +74,7 @@ const (
 type remote struct {
 	gateway *Gateway
 	source  *Source
-	inbox   chan request
+	inbox   chan *request
 
 	// The rest but refusals belongs to run.
 	accepted answers // how far changes are that were, and what came of them
@@ -84,7 +84,7 @@ type remote struct {
 }
 
 func newRemote(g *Gateway) *remote {
-	return &remote{gateway: g, inbox: make(chan request, remoteWaits), refusals: refusals{news: make(chan struct{}, 1)}}
+	return &remote{gateway: g, inbox: make(chan *request, remoteWaits), refusals: refusals{news: make(chan struct{}, 1)}}
 }
 
 // answers is the last answers, by id. The zero value is empty.
@@ -158,7 +158,7 @@ func (g *Gateway) settings(a *assembly, via string) []uplink.Subscription {
 		return nil
 	}
 	take := func(m mqtt.Message, from mqtt.Origin) <-chan struct{} {
-		q := request{Via: via, By: from.User, Ack: s.Ack, size: len(m.Payload), retained: m.Retain, at: time.Now()}
+		q := &request{Via: via, By: from.User, Ack: s.Ack, size: len(m.Payload), retained: m.Retain, at: time.Now()}
 		if q.size <= remotePayload {
 			q.payload = bytes.Clone(m.Payload)
 		}
@@ -180,7 +180,7 @@ func (g *Gateway) settings(a *assembly, via string) []uplink.Subscription {
 }
 
 // message returns an answer as it is sent.
-func (r *remote) message(to request, a remoteAnswer) mqtt.Message {
+func (r *remote) message(to *request, a remoteAnswer) mqtt.Message {
 	g := r.gateway
 	a.Reason = short(a.Reason)
 	a.ID, a.By, a.Time = to.ID, to.By, point.Timestamp(g.clock.Day(time.Now()))
@@ -195,10 +195,10 @@ func (r *remote) message(to request, a remoteAnswer) mqtt.Message {
 }
 
 // say answers.
-func (r *remote) say(to request, a remoteAnswer) { r.gateway.answer(to.Via, r.message(to, a)) }
+func (r *remote) say(to *request, a remoteAnswer) { r.gateway.answer(to.Via, r.message(to, a)) }
 
 // step answers how far a change is that was accepted.
-func (r *remote) step(to request, a remoteAnswer) {
+func (r *remote) step(to *request, a remoteAnswer) {
 	r.accepted.keep(to.ID, a)
 	r.source.at("say " + a.Status)
 	r.say(to, a)
@@ -206,7 +206,7 @@ func (r *remote) step(to request, a remoteAnswer) {
 
 // turnAway refuses a message unread. Its id is not taken for seen, and stands in
 // the record's words only: anybody may name the id of another. It does not block.
-func (r *remote) turnAway(q request, reason string) {
+func (r *remote) turnAway(q *request, reason string) {
 	q.ID = idOf(q.payload)
 	a := remoteAnswer{Status: remoteRejected, Reason: reason}
 	r.sayRefused(q, a)
@@ -214,12 +214,12 @@ func (r *remote) turnAway(q request, reason string) {
 		a.Reason += fmt.Sprintf(" (id %q)", q.ID)
 		q.ID = ""
 	}
-	r.refusals.note(q, a)
+	r.refusals.note(q, &a)
 }
 
 // sayRefused answers that nothing is changed. A power cut may take that: a flood of
 // what is refused costs the flash nothing.
-func (r *remote) sayRefused(to request, a remoteAnswer) {
+func (r *remote) sayRefused(to *request, a remoteAnswer) {
 	r.gateway.tell(to.Via, r.message(to, a))
 }
 
@@ -253,7 +253,7 @@ const cutOff = "the gateway was stopped while the change was on trial"
 func (r *remote) remember(ctx context.Context) {
 	s, g := r.source, r.gateway
 	since := time.Now().Add(-30 * 24 * time.Hour)
-	open := make(map[string]request)                                 // accepted, and no more is recorded
+	open := make(map[string]*request)                                // accepted, and no more is recorded
 	_ = audit.ReadSince(g.dir, since, func(rec audit.Record) error { // what cannot be read is logged by the desk
 		if rec.Event != remoteEvent || rec.ID == "" {
 			return nil
@@ -262,7 +262,7 @@ func (r *remote) remember(ctx context.Context) {
 		_, tried := open[rec.ID]
 		switch {
 		case rec.Status == remoteAccepted:
-			open[rec.ID] = request{ID: rec.ID, Via: rec.Via, By: rec.By, at: time.Now()}
+			open[rec.ID] = &request{ID: rec.ID, Via: rec.Via, By: rec.By, at: time.Now()}
 			r.accepted.keep(rec.ID, a)
 		case rec.Status == remoteRejected && !tried:
 			r.refused.keep(rec.ID, a)
@@ -284,7 +284,7 @@ func (r *remote) remember(ctx context.Context) {
 		_, unrecorded := open[h.ID]
 		_, known := r.accepted.byID[h.ID]
 		delete(open, h.ID)
-		r.resume(ctx, *h, unrecorded || !known)
+		r.resume(ctx, h, unrecorded || !known)
 	}
 	for _, id := range slices.Sorted(maps.Keys(open)) { // of a program that left nothing else behind, or a file that somebody has removed
 		q := open[id]
@@ -296,7 +296,7 @@ func (r *remote) remember(ctx context.Context) {
 			a = remoteAnswer{Status: remoteDone}
 		}
 		r.accepted.keep(id, a)
-		r.record(ctx, recordOf(q, a))
+		r.record(ctx, recordOf(q, &a))
 		if q.Ack != "" {
 			r.say(q, a)
 		}
@@ -306,31 +306,29 @@ func (r *remote) remember(ctx context.Context) {
 // resume brings a trial to its end that an earlier process has left behind. What was
 // decided then is said as it was to be said: that may have been done, so it must be
 // the very same message.
-func (r *remote) resume(ctx context.Context, h head, unrecorded bool) {
-	q := h.request
-	q.at = time.Now()
+func (r *remote) resume(ctx context.Context, h *head, unrecorded bool) {
+	h.at = time.Now()
 	text := r.source.outcome(h)
 	var a remoteAnswer
 	if text == nil || json.Unmarshal(text, &a) != nil {
-		r.conclude(ctx, h, q, remoteAnswer{Status: remoteBack, Reason: cutOff}, unrecorded)
+		r.conclude(ctx, h, &remoteAnswer{Status: remoteBack, Reason: cutOff}, unrecorded)
 		return
 	}
-	r.accepted.keep(q.ID, a)
-	r.finish(ctx, q, a, mqtt.Message{Topic: q.Ack, QoS: 1, Payload: text}, unrecorded)
+	r.finish(ctx, &h.request, &a, mqtt.Message{Topic: h.Ack, QoS: 1, Payload: text}, unrecorded)
 }
 
 // conclude decides what came of a trial that has failed, and says it.
-func (r *remote) conclude(ctx context.Context, h head, q request, a remoteAnswer, unrecorded bool) {
-	r.accepted.keep(q.ID, a)
-	m := r.message(q, a)
+func (r *remote) conclude(ctx context.Context, h *head, a *remoteAnswer, unrecorded bool) {
+	m := r.message(&h.request, *a)
 	if err := r.source.note(h, m.Payload); err != nil {
-		r.gateway.log.Error("the answer to a change of settings may be another one after a crash", "id", q.ID, "err", err)
+		r.gateway.log.Error("the answer to a change of settings may be another one after a crash", "id", h.ID, "err", err)
 	}
-	r.finish(ctx, q, a, m, unrecorded)
+	r.finish(ctx, &h.request, a, m, unrecorded)
 }
 
 // finish records and says what was decided of a trial, and forgets the trial.
-func (r *remote) finish(ctx context.Context, q request, a remoteAnswer, m mqtt.Message, unrecorded bool) {
+func (r *remote) finish(ctx context.Context, q *request, a *remoteAnswer, m mqtt.Message, unrecorded bool) {
+	r.accepted.keep(q.ID, *a)
 	if unrecorded {
 		r.source.at("record " + a.Status)
 		r.record(ctx, recordOf(q, a))
@@ -362,7 +360,7 @@ func (r *remote) append(ctx context.Context, rec audit.Record) error {
 }
 
 // recordOf returns the record of an answer that is given now.
-func recordOf(q request, a remoteAnswer) audit.Record {
+func recordOf(q *request, a *remoteAnswer) audit.Record {
 	var from, to []string
 	for _, d := range a.Diff {
 		from, to = append(from, d.Path+": "+d.From), append(to, d.Path+": "+d.To)
@@ -392,7 +390,7 @@ type refusals struct {
 }
 
 // note has a refusal recorded, or counted.
-func (s *refusals) note(q request, a remoteAnswer) {
+func (s *refusals) note(q *request, a *remoteAnswer) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -509,7 +507,7 @@ func (r *remote) read(q *request) (c change, err error) {
 }
 
 // known answers a message whose id was seen before, and reports whether it was.
-func (r *remote) known(q request) bool {
+func (r *remote) known(q *request) bool {
 	a, known := r.accepted.byID[q.ID]
 	if !known {
 		a, known = r.refused.byID[q.ID]
@@ -521,8 +519,8 @@ func (r *remote) known(q request) bool {
 }
 
 // handle does what a request asks for, and answers it.
-func (r *remote) handle(ctx context.Context, q request) {
-	c, err := r.read(&q)
+func (r *remote) handle(ctx context.Context, q *request) {
+	c, err := r.read(q)
 	if r.known(q) {
 		return
 	}
@@ -530,7 +528,7 @@ func (r *remote) handle(ctx context.Context, q request) {
 	refuse := func() {
 		r.refused.keep(q.ID, a)
 		r.sayRefused(q, a)
-		r.refusals.note(q, a)
+		r.refusals.note(q, &a)
 	}
 	if err != nil {
 		a.Reason = err.Error()
@@ -551,7 +549,7 @@ func (r *remote) handle(ctx context.Context, q request) {
 		return
 	}
 	r.source.at("record accepted")
-	if err := r.append(ctx, recordOf(q, a)); err != nil {
+	if err := r.append(ctx, recordOf(q, &a)); err != nil {
 		r.source.drop()
 		if err := r.source.settle(); err != nil {
 			r.gateway.log.Error("the file of a trial is not taken away", "err", err)
@@ -561,7 +559,7 @@ func (r *remote) handle(ctx context.Context, q request) {
 		return
 	}
 	r.step(q, a)
-	r.try(ctx, h, q, t, release)
+	r.try(ctx, h, t, release)
 }
 
 // prepared is a change that can be tried, or the answer that says why not.
@@ -576,7 +574,8 @@ type prepared struct {
 
 // prepare loads the configuration as it is, and with a change. Nothing is written: a
 // flood of what is no good costs the flash nothing.
-func (r *remote) prepare(c change) (t prepared) {
+func (r *remote) prepare(c change) *prepared {
+	t := new(prepared)
 	s, a := r.source, &t.answer
 	a.Status, t.keys = remoteRejected, slices.Sorted(maps.Keys(c.Set))
 	before, layer, err := s.layer()
@@ -654,8 +653,8 @@ func (r *remote) prepare(c change) (t prepared) {
 
 // try puts a change to work, and confirms it or takes it back. The source is held
 // until it is at work.
-func (r *remote) try(ctx context.Context, h head, q request, t prepared, release func()) {
-	g, a := r.gateway, t.answer
+func (r *remote) try(ctx context.Context, h *head, t *prepared, release func()) {
+	g, q, a := r.gateway, &h.request, t.answer
 	well := g.Status()
 	_, err := g.Reload(ctx, t.next.cfg, t.next.topics)
 	if ctx.Err() != nil {
@@ -665,7 +664,7 @@ func (r *remote) try(ctx context.Context, h head, q request, t prepared, release
 		r.source.drop()
 		release()
 		a.Status, a.Reason = remoteRejected, "it cannot be put to work: "+err.Error()
-		r.conclude(ctx, h, q, a, true)
+		r.conclude(ctx, h, &a, true)
 		return
 	}
 	release()
@@ -684,8 +683,7 @@ func (r *remote) try(ctx context.Context, h head, q request, t prepared, release
 		m := r.message(q, a)
 		if err := r.source.keep(m.Payload); err == nil {
 			g.log.Info("settings from afar confirmed", "id", q.ID)
-			r.accepted.keep(q.ID, a)
-			r.finish(ctx, q, a, m, true)
+			r.finish(ctx, q, &a, m, true)
 			return
 		} else {
 			why = "it cannot be kept: " + err.Error()
@@ -698,10 +696,10 @@ func (r *remote) try(ctx context.Context, h head, q request, t prepared, release
 	r.restore(ctx, t.was, func(err error) {
 		told = true
 		a.Reason += "; what was before cannot be put to work yet, and is tried again: " + err.Error()
-		r.conclude(ctx, h, q, a, true)
+		r.conclude(ctx, h, &a, true)
 	})
 	if !told && ctx.Err() == nil {
-		r.conclude(ctx, h, q, a, true)
+		r.conclude(ctx, h, &a, true)
 	}
 }
 
@@ -738,7 +736,7 @@ func (r *remote) restore(ctx context.Context, was loaded, tell func(error)) {
 }
 
 // meanwhile answers a message that comes while a change is on trial.
-func (r *remote) meanwhile(q request, busy string) {
+func (r *remote) meanwhile(q *request, busy string) {
 	if q.ID = idOf(q.payload); !r.known(q) {
 		r.turnAway(q, "busy: "+busy)
 	}

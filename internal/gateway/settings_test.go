@@ -443,7 +443,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 	if r := a.answers("one")[3]; r.Status != remoteDone || len(r.Diff) != 1 {
 		t.Errorf("asked again: %+v", r)
 	}
-	if a.remote.turnAway(request{Via: "local", Ack: "nowhere", payload: []byte(`{"id":"one"}`)}, "not you"); len(a.remote.refused.byID) != remoteIDs {
+	if a.remote.turnAway(&request{Via: "local", Ack: "nowhere", payload: []byte(`{"id":"one"}`)}, "not you"); len(a.remote.refused.byID) != remoteIDs {
 		t.Errorf("%d refusals are remembered", len(a.remote.refused.byID))
 	}
 	a.stop()
@@ -467,7 +467,7 @@ func TestRefusalsAreBounded(t *testing.T) {
 func TestTurnedAway(t *testing.T) {
 	r := &remote{gateway: &Gateway{log: slog.New(slog.DiscardHandler)}, refusals: refusals{news: make(chan struct{}, 1)}}
 	r.gateway.now.Store(new(assembly))
-	r.turnAway(request{Via: "cloud", payload: []byte(`{"id":"x"}`)}, "busy")
+	r.turnAway(&request{Via: "cloud", payload: []byte(`{"id":"x"}`)}, "busy")
 	if recs := r.refusals.take(false); len(recs) != 1 || recs[0].ID != "" || recs[0].Reason != `busy (id "x")` {
 		t.Errorf("%+v", recs)
 	}

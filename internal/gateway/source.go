@@ -193,7 +193,7 @@ func bodyOf(settings map[string]json.RawMessage) ([]byte, error) {
 }
 
 // textOf returns the text of a file of settings.
-func textOf(h head, body []byte) ([]byte, error) {
+func textOf(h *head, body []byte) ([]byte, error) {
 	line, err := json.Marshal(h)
 	if err != nil {
 		return nil, err
@@ -211,19 +211,20 @@ func (s *Source) at(step string) {
 
 // stage writes a layer that is to be tried, with the request that it comes from;
 // before is the text of the layer that there is. From then on Load takes it.
-func (s *Source) stage(r request, body, before []byte) (h head, err error) {
-	t := &trial{head: head{request: r, Before: sumOf(before)}, body: body, before: before}
-	if t.text, err = textOf(t.head, body); err != nil {
-		return h, err
+func (s *Source) stage(r *request, body, before []byte) (*head, error) {
+	t := &trial{head: head{request: *r, Before: sumOf(before)}, body: body, before: before}
+	var err error
+	if t.text, err = textOf(&t.head, body); err != nil {
+		return nil, err
 	}
 	s.at("stage")
 	if err := flash.WriteFile(s.trialPath(), t.text, nil); err != nil {
-		return h, err
+		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.trial, s.untried = t, loaded{}
-	return t.head, nil
+	return &t.head, nil
 }
 
 // edited says what somebody on site has done to the files during the trial; "" if
@@ -258,7 +259,7 @@ func (s *Source) keep(answer []byte) error {
 	defer s.mu.Unlock()
 	h := s.trial.head
 	h.Answer = answer
-	text, err := textOf(h, s.trial.body)
+	text, err := textOf(&h, s.trial.body)
 	if err != nil {
 		return err
 	}
@@ -291,7 +292,7 @@ func (s *Source) drop() {
 }
 
 // note notes the answer to the request of a trial that has failed.
-func (s *Source) note(h head, answer []byte) error {
+func (s *Source) note(h *head, answer []byte) error {
 	h.Answer = answer
 	text, err := textOf(h, []byte("{}\n"))
 	if err != nil {
@@ -315,7 +316,7 @@ func (s *Source) settle() error {
 
 // outcome returns what was to be answered to a trial that an earlier process has left
 // behind: by the layer it was kept in, or by its own file; nil if nothing was decided.
-func (s *Source) outcome(h head) []byte {
+func (s *Source) outcome(h *head) []byte {
 	text, err := read(Layer(s.dir))
 	if err != nil || text == nil || h.Answer != nil {
 		return h.Answer

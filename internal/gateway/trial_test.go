@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -429,5 +430,47 @@ func (v *victim) hold(second *exec.Cmd, change, want string, said bool) {
 	}
 	if !slices.Equal(is, []string{want}) {
 		v.Errorf("recorded %q and no more than accepted before, want %s", is, want)
+	}
+}
+
+// What a program of before left without a last answer, and without the file of a trial,
+// is said by what the layer says of itself.
+func TestSettingsLeftUnsaid(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ layer, want string }{
+		{`#{"id":"x","via":"local","by":"office","ack":"config/s/update/ack"}` + "\n" + `{"status.every":"5s"}`, remoteDone},
+		{`#{"id":"older","via":"local","by":"office","ack":"config/s/update/ack"}` + "\n" + `{"status.every":"5s"}`, remoteBack},
+		{`{"status.every":"5s"}`, remoteBack},
+	} {
+		dir := t.TempDir()
+		log, err := audit.Open(dir, audit.Options{}, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := log.Append(t.Context(), audit.Record{Event: remoteEvent, ID: "x", By: "office", Via: "local", Status: remoteAccepted}); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(log.Close(), os.WriteFile(Layer(dir), []byte(c.layer+"\n"), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		const text = "site: { id: s }\nbroker: { listen: mqtt://127.0.0.1:0, anonymous: true }\nsettings: { from: local, allow: status }\nweb: false\n"
+		for range 2 { // starts
+			a := follow(t, dir, text)
+			a.until("it can be asked", func() bool {
+				a.send(`{"id":"x","set":{"status.every":"6s"}}`, false)
+				return len(a.answers("x")) > 0
+			})
+			if is := a.answers("x")[0].Status; is != c.want {
+				t.Errorf("%s: %s, want %s", c.layer, is, c.want)
+			}
+			a.stop()
+		}
+		var recorded []string
+		if err := audit.Read(dir, func(r audit.Record) error { recorded = append(recorded, r.Status); return nil }); err != nil {
+			t.Error(err)
+		}
+		if want := []string{remoteAccepted, c.want}; !slices.Equal(recorded, want) {
+			t.Errorf("recorded %q, want %q", recorded, want)
+		}
 	}
 }
