@@ -148,18 +148,7 @@ func twin(t *testing.T) (addr string, written func() map[uint16]int) {
 		}))
 	}
 	plant := &simulate.Plant{Buses: []*simulate.Bus{bus}}
-	if err := plant.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- plant.Run(ctx) }() // ends with ctx
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	runPlant(t, plant)
 	return bus.Addr(), func() map[uint16]int {
 		mu.Lock()
 		defer mu.Unlock()

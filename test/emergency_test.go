@@ -147,18 +147,7 @@ func emergencies(t *testing.T, lines, tries int, slack time.Duration) {
 		plant.Buses = append(plant.Buses, bus)
 		all = append(all, l)
 	}
-	if err := plant.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- plant.Run(ctx) }() // ends with ctx
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	runPlant(t, plant)
 
 	points, buses, devices, commands := "", "", "", ""
 	for i := range 20 {
@@ -198,6 +187,8 @@ commands:
 			t.Fatal(err)
 		}
 	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	var watching sync.WaitGroup
 	log.watchMachine(ctx, &watching)
 

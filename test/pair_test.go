@@ -3,13 +3,14 @@ package test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"fieldgate/test/mbpoll"
 )
 
 // TestPair runs the example of two gateways back to back as it ships, but for
@@ -50,20 +51,13 @@ func TestPair(t *testing.T) {
 
 	// poll asks the room as a PLC does, and returns the values, or what mbpoll
 	// says to an exception.
-	poll := func(args string) string {
-		t.Helper()
-		all := append([]string{"-1", "-q", "-0", "-m", "tcp", "-p", strconv.Itoa(servePort)}, strings.Fields(args)...)
-		out, err := exec.Command("mbpoll", append(all, "127.0.0.1")...).CombinedOutput()
-		var values []string
-		for line := range strings.Lines(string(out)) {
-			if at, value, ok := strings.Cut(strings.TrimSpace(line), "]:"); ok && strings.HasPrefix(at, "[") {
-				values = append(values, strings.TrimSpace(value))
-			}
+	poll := func(args string, values ...string) string {
+		all := append([]string{"-0", "-m", "tcp", "-p", strconv.Itoa(servePort)}, strings.Fields(args)...)
+		got, err := mbpoll.Run(append(append(all, "127.0.0.1"), values...)...)
+		if err != nil {
+			return err.Error()
 		}
-		if err != nil || len(values) == 0 {
-			return string(out)
-		}
-		return strings.Join(values, " ")
+		return strings.Join(got, " ")
 	}
 	eventually := func(args, want string) {
 		t.Helper()
@@ -90,12 +84,7 @@ func TestPair(t *testing.T) {
 	says.out.waitFor(t, "fieldgate/room/device/boiler/state online")
 
 	// Down: the PLC's write is an order, done and seen done at the far end.
-	order := func(value string) string {
-		t.Helper()
-		out, _ := exec.Command("mbpoll", "-1", "-q", "-0", "-m", "tcp", "-p", strconv.Itoa(servePort), "-t", "4", "-r", "0", "127.0.0.1", value).CombinedOutput()
-		return string(out)
-	}
-	if out := order("755"); !strings.Contains(out, "Written 1 references") {
+	if out := poll("-t 4 -r 0", "755"); out != "" {
 		t.Errorf("the PLC's write: %s", out)
 	}
 	eventually("-t 4 -r 1 -c 1", "755")
@@ -104,7 +93,7 @@ func TestPair(t *testing.T) {
 	if out != "holding 0 (40001)  755\n" {
 		t.Errorf("the plant has %s%s, exit code %d", out, stderr, code)
 	}
-	if out := order("950"); !strings.Contains(out, "Illegal data value") {
+	if out := poll("-t 4 -r 0", "950"); !strings.Contains(out, "Illegal data value") {
 		t.Errorf("an order past its limit: %s", out)
 	}
 

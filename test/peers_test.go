@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,23 +13,8 @@ import (
 
 	"fieldgate/internal/gateway"
 	"fieldgate/internal/mqtt/mosquittotest"
+	"fieldgate/test/mbpoll"
 )
-
-// mbpoll runs mbpoll once and returns the values it prints.
-func mbpoll(t *testing.T, args ...string) []string {
-	t.Helper()
-	out, err := exec.Command("mbpoll", append([]string{"-1", "-q"}, args...)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("mbpoll %s: %v\n%s", strings.Join(args, " "), err, out)
-	}
-	var values []string
-	for line := range strings.Lines(string(out)) {
-		if at, value, ok := strings.Cut(strings.TrimSpace(line), "]:"); ok && strings.HasPrefix(at, "[") {
-			values = append(values, strings.TrimSpace(value))
-		}
-	}
-	return values
-}
 
 // Our made-up devices, seen by a client that is none of ours, on TCP and on a
 // serial line; and what that client writes, seen by ours.
@@ -63,7 +47,7 @@ devices:
 		{"tcp", []string{"-m", "tcp", "-p", strconv.Itoa(tcp), "-a", "1", "127.0.0.1"}, fmt.Sprintf("tcp://127.0.0.1:%d", tcp), "1"},
 	} {
 		t.Run(wire.name, func(t *testing.T) {
-			read := func(args ...string) []string { return mbpoll(t, append(args, wire.args...)...) }
+			read := func(args ...string) []string { return mbpoll.Must(t, append(args, wire.args...)...) }
 			for _, row := range []struct {
 				args, want string
 			}{
@@ -81,7 +65,7 @@ devices:
 			}
 			write := func(value string, args ...string) {
 				t.Helper()
-				mbpoll(t, append(append(args, wire.args...), value)...)
+				mbpoll.Must(t, append(append(args, wire.args...), value)...)
 			}
 			write("99", "-0", "-t", "4", "-r", "0")
 			write("0", "-0", "-t", "0", "-r", "3")

@@ -4,15 +4,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"fieldgate/internal/mqtt/mosquittotest"
+	"fieldgate/test/mbpoll"
 	"fieldgate/test/port"
 )
 
@@ -202,9 +203,8 @@ publish: [ { when: { change: any, at_least: 1s }, payload: raw, retain: true } ]
 broker:  { listen: ["mqtt://127.0.0.1:%d"], anonymous: true, persist: false }
 `, tcp, local))
 	for range 5 {
-		out, err := exec.Command("mbpoll", "-m", "tcp", "-p", strconv.Itoa(tcp), "-a", "1", "-t", "4", "-0", "-r", "9", "-c", "1", "-1", "127.0.0.1").CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "[9]: \t28\n") {
-			t.Fatalf("mbpoll: %v\n%s", err, out)
+		if got := mbpoll.Must(t, "-m", "tcp", "-p", strconv.Itoa(tcp), "-t", "4", "-0", "-r", "9", "127.0.0.1"); !slices.Equal(got, []string{"28"}) {
+			t.Fatalf("mbpoll reads %v", got)
 		}
 	}
 	sub := start(t, "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(local), "-t", "plant/press/b", "-C", "1")

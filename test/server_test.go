@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fieldgate/internal/gateway"
+	"fieldgate/test/mbpoll"
 )
 
 // A PLC, which is mbpoll, at a gateway with a device, a virtual device, a second
@@ -72,18 +73,11 @@ servers:
 	}
 	gw := begin()
 	poll := func(port int, flags string, values ...string) string {
-		args := append([]string{"-0", "-1", "-q", "-m", "tcp", "-p", strconv.Itoa(port)}, strings.Fields(flags)...)
-		out, err := exec.Command("mbpoll", append(append(args, "127.0.0.1"), values...)...).CombinedOutput()
+		args := append([]string{"-0", "-m", "tcp", "-p", strconv.Itoa(port)}, strings.Fields(flags)...)
+		got, err := mbpoll.Run(append(append(args, "127.0.0.1"), values...)...)
 		if err != nil {
-			_, why, _ := strings.Cut(string(out), "failed: ")
-			first, _, _ := strings.Cut(why, "\n")
-			return first
-		}
-		var got []string
-		for line := range strings.Lines(string(out)) {
-			if _, v, ok := strings.Cut(line, "]:"); ok {
-				got = append(got, strings.TrimSpace(v))
-			}
+			_, why, _ := strings.Cut(err.Error(), "failed: ")
+			return why
 		}
 		return strings.Join(got, " ")
 	}

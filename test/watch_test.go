@@ -133,6 +133,13 @@ func plant(t *testing.T, dir, yaml string) *simulate.Plant {
 	if err != nil {
 		t.Fatal(err)
 	}
+	runPlant(t, p)
+	return p
+}
+
+// runPlant runs made-up devices until the test ends.
+func runPlant(t *testing.T, p *simulate.Plant) {
+	t.Helper()
 	if err := p.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +152,6 @@ func plant(t *testing.T, dir, yaml string) *simulate.Plant {
 			t.Error(err)
 		}
 	})
-	return p
 }
 
 // writeFile writes a file of the test and returns its path.

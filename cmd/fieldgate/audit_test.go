@@ -3,8 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"flag"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,56 +13,15 @@ import (
 	"fieldgate/internal/audit"
 )
 
-var updateAudit = flag.Bool("update-audit", false, "write what the commands print into testdata/audit")
-
 // TestAudit runs the scripts of testdata/audit in a folder with the data
 // directories good (four records), changed (the second one was), cut (the last
-// one is gone), torn (the last line has no end) and fresh (no record yet). Form
-// as in TestModbus.
+// one is gone), torn (the last line has no end) and fresh (no record yet).
 func TestAudit(t *testing.T) {
-	scripts, err := filepath.Glob("testdata/audit/*.txt")
-	if err != nil || len(scripts) == 0 {
-		t.Fatalf("no scripts: %v", err)
-	}
-	home, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, path := range scripts {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
-			script, err := os.ReadFile(filepath.Join(home, path))
-			if err != nil {
-				t.Fatal(err)
-			}
+	for _, path := range scripts(t, "testdata/audit/*.txt") {
+		t.Run(nameOf(path), func(t *testing.T) {
 			t.Chdir(t.TempDir())
 			auditDirs(t)
-			var got strings.Builder
-			for line := range strings.Lines(string(script)) {
-				if strings.HasPrefix(line, "#") {
-					got.WriteString(line)
-				}
-				command, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "$ ")
-				if !ok {
-					continue
-				}
-				stdout, stderr, code := inProcess(splitWords(command))
-				fmt.Fprintf(&got, "$ %s\n%s", command, strings.ReplaceAll(stdout, "\r\n", "\n"))
-				for line := range strings.Lines(stderr) {
-					got.WriteString("! " + line)
-				}
-				if code != 0 {
-					fmt.Fprintf(&got, "? %d\n", code)
-				}
-			}
-			if *updateAudit {
-				if err := os.WriteFile(filepath.Join(home, path), []byte(got.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if got.String() != string(script) {
-				t.Errorf("output differs; run with -update-audit and read the change\n--- got\n%s\n--- want\n%s", got.String(), script)
-			}
+			script{run: inProcessWith, tidy: func(output string) string { return strings.ReplaceAll(output, "\r\n", "\n") }}.check(t, path)
 		})
 	}
 }

@@ -3,11 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"flag"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,63 +13,19 @@ import (
 	"fieldgate/internal/point"
 )
 
-var updateConfig = flag.Bool("update-config", false, "write what the commands print into testdata/config")
-
-// TestConfigCommands runs the scripts of testdata/config with the real program:
-// command lines after "$ ", the standard output below, standard error after
-// "! ", an exit code other than 0 after "? ". They run in a folder that holds
-// the files of testdata/config and the examples in configs.
+// TestConfigCommands runs the scripts of testdata/config with the real program, in
+// a folder that holds the files of testdata/config and the examples in configs.
 func TestConfigCommands(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "fieldgate")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	scripts, err := filepath.Glob("testdata/config/*.txt")
-	if err != nil || len(scripts) == 0 {
-		t.Fatalf("no scripts: %v", err)
-	}
-	for _, path := range scripts {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
+	program := buildProgram(t)
+	for _, path := range scripts(t, "testdata/config/*.txt") {
+		t.Run(nameOf(path), func(t *testing.T) {
 			dir := t.TempDir()
 			copyFiles(t, "testdata/config", dir, "*.yaml")
 			copyFiles(t, "../../configs", filepath.Join(dir, "configs"), "*.yaml")
-			script, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var got strings.Builder
-			for line := range strings.Lines(string(script)) {
-				if strings.HasPrefix(line, "#") {
-					got.WriteString(line)
-				}
-				command, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "$ ")
-				if !ok {
-					continue
-				}
-				var stdout, stderr bytes.Buffer
-				cmd := exec.Command(program, splitWords(command)...)
-				cmd.Dir, cmd.Stdout, cmd.Stderr = dir, &stdout, &stderr
-				var exit *exec.ExitError
-				if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
-					t.Fatal(err)
-				}
-				fmt.Fprintf(&got, "$ %s\n%s", command, stdout.String())
-				for line := range strings.Lines(stderr.String()) {
-					got.WriteString("! " + line)
-				}
-				if code := cmd.ProcessState.ExitCode(); code != 0 {
-					fmt.Fprintf(&got, "? %d\n", code)
-				}
-			}
-			if *updateConfig {
-				if err := os.WriteFile(path, []byte(got.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			if got.String() != string(script) {
-				t.Errorf("output differs; run with -update-config and read the change\n--- got\n%s\n--- want\n%s", got.String(), script)
-			}
+			t.Chdir(dir)
+			script{run: func(stdin string, args []string) (string, string, int) {
+				return runProgram(t, program, stdin, nil, args...)
+			}}.check(t, path)
 		})
 	}
 }

@@ -4,9 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"errors"
-	"flag"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -23,101 +20,42 @@ import (
 	"fieldgate/test/child"
 )
 
-var updateScripts = flag.Bool("update-scripts", false, "write what the commands print into testdata/modbus")
-
-// TestModbus runs the scripts of testdata/modbus: command lines after "$ ", the
-// standard output below, standard error after "! ", an exit code other than 0
-// after "? ". HOST stands for the address of testDevice. The scripts run in
-// this process, and with the real program.
+// TestModbus runs the scripts of testdata/modbus in this process, and with the real
+// program. HOST stands for the address of testDevice.
 func TestModbus(t *testing.T) {
-	program := filepath.Join(t.TempDir(), "fieldgate")
-	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	scripts, err := filepath.Glob("testdata/modbus/*.txt")
-	if err != nil || len(scripts) == 0 {
-		t.Fatalf("no scripts: %v", err)
-	}
-	for _, path := range scripts {
-		name := strings.TrimSuffix(filepath.Base(path), ".txt")
-		t.Run(name, func(t *testing.T) { runScript(t, path, inProcess) })
-		t.Run(name+" with the real program", func(t *testing.T) {
-			if *updateScripts {
+	program := buildProgram(t)
+	for _, path := range scripts(t, "testdata/modbus/*.txt") {
+		t.Run(nameOf(path), func(t *testing.T) { runScript(t, path, inProcessWith) })
+		t.Run(nameOf(path)+" with the real program", func(t *testing.T) {
+			if *update {
 				return
 			}
-			runScript(t, path, func(args []string) (string, string, int) {
-				var stdout, stderr bytes.Buffer
-				cmd := exec.Command(program, args...)
-				cmd.Stdout, cmd.Stderr = &stdout, &stderr
-				err := cmd.Run()
-				var exit *exec.ExitError
-				if err != nil && !errors.As(err, &exit) {
-					t.Fatal(err)
-				}
-				return stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()
+			runScript(t, path, func(stdin string, args []string) (string, string, int) {
+				return runProgram(t, program, stdin, nil, args...)
 			})
 		})
 	}
 }
 
 // inProcess runs a command line as main does.
-func inProcess(args []string) (stdout, stderr string, code int) {
+func inProcess(args []string) (stdout, stderr string, code int) { return inProcessWith("", args) }
+
+// inProcessWith is inProcess with something typed.
+func inProcessWith(stdin string, args []string) (stdout, stderr string, code int) {
 	var out, errs bytes.Buffer
-	a := &app{stdin: strings.NewReader(""), stdout: &out, stderr: &errs}
+	a := &app{stdin: strings.NewReader(stdin), stdout: &out, stderr: &errs}
 	code = a.main(context.Background(), args)
 	return out.String(), errs.String(), code
 }
 
-func runScript(t *testing.T, path string, run func(args []string) (stdout, stderr string, code int)) {
+func runScript(t *testing.T, path string, run func(stdin string, args []string) (stdout, stderr string, code int)) {
 	t.Helper()
 	host := serveTestDevice(t)
-	script, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got strings.Builder
-	for line := range strings.Lines(string(script)) {
-		if strings.HasPrefix(line, "#") {
-			got.WriteString(line)
-		}
-		command, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "$ ")
-		if !ok {
-			continue
-		}
-		stdout, stderr, code := run(splitWords(strings.ReplaceAll(command, "HOST", host)))
-		fmt.Fprintf(&got, "$ %s\n%s", command, stdout)
-		for line := range strings.Lines(stderr) {
-			got.WriteString("! " + line)
-		}
-		if code != 0 {
-			fmt.Fprintf(&got, "? %d\n", code)
-		}
-	}
-	out := strings.ReplaceAll(got.String(), host, "HOST")
-	if *updateScripts {
-		if err := os.WriteFile(path, []byte(out), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	// Comments are written before the command they belong to, so a plain
-	// comparison of the whole holds.
-	if want := string(script); out != want {
-		t.Errorf("%s: output differs; run with -update-scripts and read the change\n--- got\n%s\n--- want\n%s", path, out, want)
-	}
-}
-
-// splitWords splits a command line at spaces; double quotes hold a word together.
-func splitWords(s string) []string {
-	var words []string
-	for i, part := range strings.Split(s, `"`) {
-		if i%2 == 1 {
-			words = append(words, part)
-		} else {
-			words = append(words, strings.Fields(part)...)
-		}
-	}
-	return words
+	script{
+		run:  run,
+		fill: func(command string) string { return strings.ReplaceAll(command, "HOST", host) },
+		tidy: func(output string) string { return strings.ReplaceAll(output, host, "HOST") },
+	}.check(t, path)
 }
 
 // testDevice answers for three units:
@@ -313,18 +251,7 @@ devices:
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := plant.Listen(); err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithCancel(context.Background())
-			done := make(chan error)
-			go func() { done <- plant.Run(ctx) }() // ends with cancel
-			t.Cleanup(func() {
-				cancel()
-				if err := <-done; err != nil {
-					t.Error(err)
-				}
-			})
+			runPlant(t, plant)
 			url := framing + "://" + plant.Bus("line1").Addr() + "?mode=115200-8N1"
 			last := ""
 			for _, tt := range []struct {
@@ -362,6 +289,23 @@ devices:
 	}
 }
 
+// runPlant runs made-up devices until the test ends.
+func runPlant(t *testing.T, p *simulate.Plant) {
+	t.Helper()
+	if err := p.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }() // ends with ctx
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestModbusScanSilent: a search among many that say nothing keeps the connection
 // over which it asks them.
 func TestModbusScanSilent(t *testing.T) {
@@ -377,18 +321,7 @@ devices:
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := plant.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error)
-	go func() { done <- plant.Run(ctx) }() // ends with cancel
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
+	runPlant(t, plant)
 	for _, url := range []string{"rtu+tcp://" + plant.Bus("rtu").Addr(), "tcp://" + plant.Bus("tcp").Addr(), "tcp://" + plant.Bus("tcp").Addr() + "?in_flight=2"} {
 		out, errs, code := inProcess([]string{"modbus", "scan", "units", url, "1-9", "--timeout", "50ms", "--pause", "0s"})
 		if code != 0 || !strings.Contains(out, "unit 1  ok") || !strings.Contains(out, "unit 9  ok") {

@@ -2,8 +2,6 @@ package main
 
 import (
 	"crypto/x509"
-	"flag"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -20,10 +18,7 @@ import (
 	"fieldgate/internal/mqtt/mosquittotest"
 )
 
-var updateMQTT = flag.Bool("update-mqtt", false, "write what the commands print into testdata/mqtt")
-
-// TestMQTTTest runs testdata/mqtt/test.txt as TestModbus runs its scripts, with
-// mosquittos of every kind. Words in capitals stand for their addresses and for
+// TestMQTTTest runs testdata/mqtt/test.txt with mosquittos of every kind. Words in capitals stand for their addresses and for
 // files; times, days and fingerprints are taken out.
 func TestMQTTTest(t *testing.T) {
 	certs := mosquittotest.NewCerts(t)
@@ -74,11 +69,6 @@ uplinks:
 	if err := os.WriteFile(words["CONF"], []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	const script = "testdata/mqtt/test.txt"
-	text, err := os.ReadFile(script)
-	if err != nil {
-		t.Fatal(err)
-	}
 	replace := func(s string, back bool) string {
 		for word, is := range words {
 			if back {
@@ -89,34 +79,11 @@ uplinks:
 		}
 		return s
 	}
-	var got strings.Builder
-	for line := range strings.Lines(string(text)) {
-		if strings.HasPrefix(line, "#") {
-			got.WriteString(line)
-		}
-		command, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "$ ")
-		if !ok {
-			continue
-		}
-		stdout, stderr, code := inProcess(splitWords(replace(command, false)))
-		fmt.Fprintf(&got, "$ %s\n%s", command, stdout)
-		for line := range strings.Lines(stderr) {
-			got.WriteString("! " + line)
-		}
-		if code != 0 {
-			fmt.Fprintf(&got, "? %d\n", code)
-		}
-	}
-	out := replace(got.String(), true)
-	out = maskProbe(out)
-	if *updateMQTT {
-		if err := os.WriteFile(script, []byte(out), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out != string(text) && !*updateMQTT {
-		t.Errorf("%s: output differs; run with -update-mqtt and read the change\n--- got\n%s\n--- want\n%s", script, out, text)
-	}
+	script{
+		run:  inProcessWith,
+		fill: func(command string) string { return replace(command, false) },
+		tidy: func(output string) string { return maskProbe(replace(output, true)) },
+	}.check(t, "testdata/mqtt/test.txt")
 }
 
 // maskProbe takes out of what "mqtt test" prints all that differs from run to

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"flag"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -18,8 +15,6 @@ import (
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/queue"
 )
-
-var updateQueue = flag.Bool("update-queue", false, "write what the commands print into testdata/queue")
 
 // waitFor leaves messages in the queue of an uplink, as a gateway does that is
 // stopped while the uplink is away.
@@ -50,10 +45,8 @@ func runQueue(t *testing.T, dir, uplink string) (*queue.Queue, func()) {
 	}
 }
 
-// TestQueue runs the script of testdata/queue: command lines after "$ ", the
-// standard output below, standard error after "! ", an exit code other than 0
-// after "? "; "< " is what is typed. DIR stands for a data directory with a few
-// messages, RUNNING for that of a gateway that runs, EMPTY for one without a
+// TestQueue runs the script of testdata/queue. DIR stands for a data directory with
+// a few messages, RUNNING for that of a gateway that runs, EMPTY for one without a
 // queue, TIME for a time.
 func TestQueue(t *testing.T) {
 	dir, running, empty := t.TempDir(), t.TempDir(), t.TempDir()
@@ -75,54 +68,12 @@ func TestQueue(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	const path = "testdata/queue/queue.txt"
-	script, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
 	stamp := regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z`)
-	var got strings.Builder
-	lines := strings.Split(string(script), "\n")
-	for i, line := range lines {
-		if strings.HasPrefix(line, "#") {
-			got.WriteString(line + "\n")
-		}
-		command, ok := strings.CutPrefix(line, "$ ")
-		if !ok {
-			continue
-		}
-		typed := ""
-		if i+1 < len(lines) {
-			typed, _ = strings.CutPrefix(lines[i+1], "< ")
-			if typed == lines[i+1] {
-				typed = ""
-			}
-		}
-		var out, errs bytes.Buffer
-		a := &app{stdin: strings.NewReader(typed + "\n"), stdout: &out, stderr: &errs}
-		words := splitWords(strings.NewReplacer("DIR", dir, "RUNNING", running, "EMPTY", empty).Replace(command))
-		code := a.main(t.Context(), words)
-		fmt.Fprintf(&got, "$ %s\n", command)
-		if typed != "" {
-			fmt.Fprintf(&got, "< %s\n", typed)
-		}
-		text := out.String()
-		for line := range strings.Lines(errs.String()) {
-			text += "! " + line
-		}
-		text = strings.NewReplacer(dir, "DIR", running, "RUNNING", empty, "EMPTY").Replace(text)
-		got.WriteString(stamp.ReplaceAllString(text, "TIME"))
-		if code != 0 {
-			fmt.Fprintf(&got, "? %d\n", code)
-		}
-	}
-	if *updateQueue {
-		if err := os.WriteFile(path, []byte(got.String()), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if got.String() != string(script) {
-		t.Errorf("output differs; run with -update-queue and read the change\n--- got\n%s\n--- want\n%s", got.String(), script)
-	}
+	script{
+		run:  inProcessWith,
+		fill: strings.NewReplacer("DIR", dir, "RUNNING", running, "EMPTY", empty).Replace,
+		tidy: func(output string) string {
+			return stamp.ReplaceAllString(strings.NewReplacer(dir, "DIR", running, "RUNNING", empty, "EMPTY").Replace(output), "TIME")
+		},
+	}.check(t, "testdata/queue/queue.txt")
 }

@@ -9,11 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"fieldgate/test/mbpoll"
 )
 
 // patience bounds what should happen at once.
@@ -465,30 +466,6 @@ func TestServerUDP(t *testing.T) {
 	}
 }
 
-// mbpoll runs the libmodbus client of Debian's mbpoll and returns the values it
-// prints.
-func mbpoll(t *testing.T, args ...string) []string {
-	t.Helper()
-	path, err := exec.LookPath("mbpoll")
-	if err != nil {
-		t.Fatal("mbpoll is missing; install the Debian package mbpoll")
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("mbpoll %v: %v\n%s", args, err, out)
-	}
-	var values []string
-	for line := range strings.Lines(string(out)) {
-		if strings.HasPrefix(line, "[") {
-			_, v, _ := strings.Cut(line, ":")
-			values = append(values, strings.TrimSpace(v))
-		}
-	}
-	return values
-}
-
 func TestServerAgainstMbpollTCP(t *testing.T) {
 	m := newMemory(2000)
 	_, port, err := net.SplitHostPort(serve(t, &Server{Endpoint: m}, FramingTCP))
@@ -504,12 +481,11 @@ func mbpollSession(t *testing.T, m *memory, target string, args ...string) {
 	poll := func(table Table, addr, n int, values ...string) []string {
 		t.Helper()
 		kind := map[Table]string{Coils: "0", DiscreteInputs: "1", InputRegisters: "3", HoldingRegisters: "4"}[table]
-		// mbpoll reads on for ever without -1, and writes only once anyway.
-		a := append([]string{"-0", "-1", "-a", "1", "-t", kind, "-r", strconv.Itoa(addr)}, args...)
+		a := append([]string{"-0", "-a", "1", "-t", kind, "-r", strconv.Itoa(addr)}, args...)
 		if len(values) == 0 {
 			a = append(a, "-c", strconv.Itoa(n))
 		}
-		return mbpoll(t, append(append(a, target), values...)...)
+		return mbpoll.Must(t, append(append(a, target), values...)...)
 	}
 	want := map[Table][]string{}
 	for _, table := range []Table{Coils, DiscreteInputs, InputRegisters, HoldingRegisters} {

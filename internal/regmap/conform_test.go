@@ -24,6 +24,7 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/point"
+	"fieldgate/test/mbpoll"
 )
 
 // patience bounds what should happen at once.
@@ -727,19 +728,10 @@ func TestMbpoll(t *testing.T) {
 			}
 			poll := func(flags string, values ...string) string {
 				t.Helper()
-				ctx, cancel := context.WithTimeout(context.Background(), patience)
-				defer cancel()
-				a := append([]string{"-0", "-1", "-q", "-a", "7"}, strings.Fields(flags)...)
-				out, err := exec.CommandContext(ctx, "mbpoll", append(append(a, args...), values...)...).CombinedOutput()
+				a := append([]string{"-0", "-a", "7"}, strings.Fields(flags)...)
+				got, err := mbpoll.Run(append(append(a, args...), values...)...)
 				if err != nil {
-					first, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
-					return "error: " + first
-				}
-				var got []string
-				for line := range strings.Lines(string(out)) {
-					if _, v, ok := strings.Cut(line, "]:"); ok {
-						got = append(got, strings.TrimSpace(v))
-					}
+					return "error: " + err.Error()
 				}
 				return strings.Join(got, " ")
 			}

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -478,27 +477,4 @@ func TestPlantErrors(t *testing.T) {
 	if p.Bus("tcp") == nil || p.Bus("x") != nil || p.Device("x") != nil {
 		t.Error("a bus is not found by its name")
 	}
-}
-
-// mbpoll runs Debian's Modbus client and returns the values it prints.
-func mbpoll(t *testing.T, args ...string) []string {
-	t.Helper()
-	path, err := exec.LookPath("mbpoll")
-	if err != nil {
-		t.Fatal("mbpoll is missing; install the Debian package mbpoll")
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("mbpoll %v: %v\n%s", args, err, out)
-	}
-	var values []string
-	for line := range strings.Lines(string(out)) {
-		if strings.HasPrefix(line, "[") {
-			_, v, _ := strings.Cut(line, ":")
-			values = append(values, strings.TrimSpace(v))
-		}
-	}
-	return values
 }

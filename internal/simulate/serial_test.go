@@ -17,6 +17,7 @@ import (
 
 	"fieldgate/internal/config"
 	"fieldgate/internal/modbus"
+	"fieldgate/test/mbpoll"
 )
 
 // TestPacing holds the emulated line to the clock: no byte of an answer is there
@@ -343,10 +344,10 @@ func TestSerialAgainstMbpoll(t *testing.T) {
 	b := serialBus(38400, one, two)
 	start(t, b)
 	args := []string{"-m", "rtu", "-b", "38400", "-P", "even", "-0", "-1", "-t", "4"}
-	if got := mbpoll(t, append(args, "-a", "1", "-r", "0", "-c", "2", b.Addr())...); !slices.Equal(got, []string{"17", "18"}) {
+	if got := mbpoll.Must(t, append(args, "-a", "1", "-r", "0", "-c", "2", b.Addr())...); !slices.Equal(got, []string{"17", "18"}) {
 		t.Errorf("mbpoll reads %v", got)
 	}
-	mbpoll(t, append(args, "-a", "2", "-r", "5", b.Addr(), "4711", "4712")...)
+	mbpoll.Must(t, append(args, "-a", "2", "-r", "5", b.Addr(), "4711", "4712")...)
 	writes, _ := two.Writes()
 	if len(writes) != 1 || writes[0].Address != 5 || !slices.Equal(writes[0].Values, []uint16{4711, 4712}) || writes[0].Table != modbus.HoldingRegisters {
 		t.Errorf("%+v", writes)
