@@ -223,6 +223,11 @@ func (c *session) came(n int, now time.Time) {
 	c.tally.came(n, now)
 }
 
+// silence returns for how long no whole frame has come; there was one.
+func (c *session) silence() time.Duration {
+	return time.Since(c.since) - time.Duration(c.last.Load())
+}
+
 func (s *sessions) leave(c *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -24,22 +24,18 @@ const asciiPause = time.Second
 //
 // On a line shared with other devices it passes over their requests and
 // responses. It executes broadcasts and answers none, and answers no frame with
-// a wrong CRC or LRC. It counts them under the Client of ctx. An answer leaves 3.5 characters after the request at the
-// earliest. The error is that of rw, which is then closed; an adapter that was
-// unplugged is the common one.
+// a wrong CRC or LRC. It counts them under the Client of ctx. An answer leaves 3.5
+// characters after the request at the earliest, and not at all once the client has
+// asked something else, which it would be taken to answer. The error is that of rw,
+// which is then closed; an adapter that was unplugged is the common one.
 func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Framing, units func(UnitID) bool, charTime time.Duration) error {
 	if units == nil {
 		units = s.Units
 	}
 	running, cancel := context.WithCancel(ctx)
-	type read struct {
-		b   []byte
-		at  time.Time
-		err error
-	}
 	// The reader stamps what comes while an answer is being made, so that
 	// silences are seen where they were. It ends when rw is closed.
-	reads, free := make(chan read), make(chan []byte, 2)
+	reads, free := make(chan serialRead), make(chan []byte, 2)
 	free <- make([]byte, MaxASCII)
 	free <- make([]byte, MaxASCII)
 	done := make(chan struct{})
@@ -58,7 +54,7 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 			}
 			n, err := rw.Read(buf[:cap(buf)])
 			select {
-			case reads <- read{buf[:n], time.Now(), err}:
+			case reads <- serialRead{buf[:n], time.Now(), err}:
 			case <-running.Done():
 				return
 			}
@@ -70,7 +66,7 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 
 	p := &serialPort{server: s, framing: f, units: units, tally: s.tallies.get(Client(ctx)), silence: Silence(charTime)}
 	for {
-		var r read
+		var r serialRead
 		select {
 		case r = <-reads:
 		case <-ctx.Done():
@@ -89,7 +85,12 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 			if len(answer) == 0 {
 				continue
 			}
-			wait(ctx, time.Until(r.at.Add(p.silence)))
+			if time.Since(r.at) < staleAfter {
+				wait(ctx, time.Until(r.at.Add(p.silence)))
+			} else if asked := r.at; p.overtaken(ctx, reads, free, &r) {
+				s.log().Debug("answer not sent, the client has asked something else", "client", p.tally.client, "after", time.Since(asked))
+				continue
+			}
 			if _, err := rw.Write(answer); err != nil {
 				if ctx.Err() != nil {
 					return nil
@@ -106,6 +107,50 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 			return fmt.Errorf("modbus server: read: %w", r.err)
 		}
 	}
+}
+
+// serialRead is what a serial port has brought.
+type serialRead struct {
+	b   []byte
+	at  time.Time
+	err error
+}
+
+// overtaken reports whether the client has given up an answer that took its time,
+// the one to what r brought, and asked something else. It waits as long as what has
+// come may become that; r is then the newest read.
+func (p *serialPort) overtaken(ctx context.Context, reads <-chan serialRead, free chan<- []byte, r *serialRead) bool {
+	for until := time.Now().Add(time.Millisecond); r.err == nil; until = r.at.Add(p.patience()) {
+		next, ok := readUntil(ctx, reads, until)
+		if !ok {
+			return false
+		}
+		*r = next
+		p.feed(r.b, r.at)
+		free <- r.b
+		if p.whole() {
+			return true
+		}
+	}
+	return false
+}
+
+// readUntil returns what has been read, or will be until a time.
+func readUntil(ctx context.Context, reads <-chan serialRead, until time.Time) (r serialRead, ok bool) {
+	select {
+	case r = <-reads:
+		return r, true
+	default:
+	}
+	timer := time.NewTimer(time.Until(until))
+	defer timer.Stop()
+	select {
+	case r = <-reads:
+		return r, true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return r, false
 }
 
 // Silence returns the least pause between two RTU frames for a character time:
@@ -154,19 +199,35 @@ func (p *serialPort) feed(b []byte, at time.Time) {
 		return
 	}
 	if p.framing == FramingASCII {
-		if pause > asciiPause {
+		if pause > p.patience() {
 			p.buf = p.buf[:0]
 		}
 		p.buf = append(p.buf, b...)
 		return
 	}
 	switch {
-	case pause > p.silence+staleAfter:
+	case pause > p.patience():
 		p.drop(len(p.buf))
 	case pause >= p.silence && len(p.buf) > 0:
 		p.starts = append(p.starts, len(p.buf))
 	}
 	p.buf = append(p.buf, b...)
+}
+
+// patience is the longest pause within a frame.
+func (p *serialPort) patience() time.Duration {
+	if p.framing == FramingASCII {
+		return asciiPause
+	}
+	return p.silence + staleAfter
+}
+
+// whole reports whether what was fed and not worked off has a whole frame in it.
+func (p *serialPort) whole() bool {
+	if p.framing == FramingASCII {
+		return bytes.IndexByte(p.buf, '\n') >= 0
+	}
+	return p.frame(p.buf) > 0 || p.restart(0) > 0
 }
 
 // sent notes what was written, whose echo the line may bring back.

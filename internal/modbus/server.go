@@ -251,6 +251,10 @@ func (s *Server) serve(ctx context.Context, c *session, f Framing) {
 		if len(answer) == 0 {
 			continue
 		}
+		if f != FramingTCP && c.silence() > staleAfter && limits.overtaken(in) {
+			s.log().Debug("answer not sent, the client has asked something else", "client", c.from.String())
+			continue
+		}
 		c.tally.out.Add(uint64(len(answer)))
 		if err := limits.answer(); err != nil {
 			return
@@ -288,6 +292,18 @@ func (l *limits) request() error {
 	}
 	l.read = now
 	return l.conn.SetReadDeadline(now.Add(l.idle + l.idle/8))
+}
+
+// overtaken reports whether the client has sent something else while an answer was
+// made that took its time. Without transaction ids it would take that for the answer
+// to the newer request.
+func (l *limits) overtaken(in *bufio.Reader) bool {
+	// Whatever is wrong with the connection, the next read says it.
+	_ = l.conn.SetReadDeadline(time.Now().Add(time.Millisecond))
+	_, _ = in.Peek(in.Buffered() + 1)
+	l.read = time.Time{} // is set anew
+	_ = l.conn.SetReadDeadline(l.read)
+	return in.Buffered() > 0
 }
 
 // answer is called before an answer is written.
