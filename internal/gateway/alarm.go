@@ -240,18 +240,9 @@ func (s *siren) publish(ctx context.Context, a alarm.Alarm) {
 // urgent sends m everywhere; the queues of the uplinks write it to their files
 // at once.
 func (s *siren) urgent(ctx context.Context, m mqtt.Message) {
-	note := func(err error) {
-		if err != nil {
-			s.gateway.log.Debug("alarm not delivered", "topic", m.Topic, "err", err)
-		}
-	}
-	a := s.gateway.now.Load()
-	if a.broker.Broker != nil {
-		note(s.gateway.toLocal(ctx, m))
-	}
-	for _, w := range a.ways {
-		if !w.cfg.NoStatus {
-			note(w.queue.DeliverNow(ctx, m))
+	for name := range s.gateway.now.Load().told {
+		if err := s.gateway.deliver(ctx, name, m, (*queue.Queue).DeliverNow); err != nil {
+			s.gateway.log.Debug("alarm not delivered", "to", name, "topic", m.Topic, "err", err)
 		}
 	}
 }

@@ -81,16 +81,31 @@ func (g *Gateway) answer(via string, m mqtt.Message) { g.send(via, m, (*queue.Qu
 // tell is answer for what a power cut may take. It waits for no disk.
 func (g *Gateway) tell(via string, m mqtt.Message) { g.send(via, m, (*queue.Queue).Deliver) }
 
-func (g *Gateway) send(via string, m mqtt.Message, deliver func(*queue.Queue, context.Context, ...mqtt.Message) error) {
-	err := errGone
-	if w := g.now.Load().way(via); w.queue != nil {
-		err = deliver(w.queue, context.Background(), m)
-	} else if via == config.Local {
-		err = g.toLocal(context.Background(), m)
-	}
-	if err != nil {
+func (g *Gateway) send(via string, m mqtt.Message, deliver deliver) {
+	if err := g.deliver(context.Background(), via, m, deliver); err != nil {
 		g.log.Error("answer is lost", "to", via, "topic", m.Topic, "err", err)
 	}
+}
+
+// deliver is how a queue is given a message.
+type deliver func(*queue.Queue, context.Context, ...mqtt.Message) error
+
+// deliver sends a message to an uplink or to local clients. One that meets what was
+// just replaced by a reload goes to what is in its place.
+func (g *Gateway) deliver(ctx context.Context, via string, m mqtt.Message, deliver deliver) error {
+	q := g.now.Load().way(via).queue
+	for q != nil {
+		err := deliver(q, ctx, m)
+		next := g.now.Load().way(via).queue
+		if !errors.Is(err, queue.ErrClosed) || next == q {
+			return err
+		}
+		q = next
+	}
+	if via == config.Local {
+		return g.toLocal(ctx, m)
+	}
+	return errGone
 }
 
 var errGone = errors.New("it is not in the configuration any more")

@@ -1,10 +1,14 @@
 package gateway
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"fieldgate/internal/mqtt"
+	"fieldgate/internal/queue"
 )
 
 // What is published where commands come from would come back as a command.
@@ -38,5 +42,21 @@ broker: { anonymous: true }
 		if (err == nil) != (row.want == "") || err != nil && !strings.Contains(err.Error(), row.want) {
 			t.Errorf("%s\n got %v\nwant %s", row.rest, err, row.want)
 		}
+	}
+}
+
+// An answer that meets a queue which a reload has just replaced goes to the next.
+func TestAnswerMeetsReload(t *testing.T) {
+	const text = "site: { id: s }\nuplinks: { cloud: { url: \"mqtt://127.0.0.1:1\", status: false, queue: { max_bytes: 1MiB } } }\nweb: false\n"
+	r := running(t, text)
+	was := r.now.Load().way("cloud").queue
+	err := r.deliver(t.Context(), "cloud", mqtt.Message{Topic: "t", QoS: 1}, func(q *queue.Queue, ctx context.Context, m ...mqtt.Message) error {
+		if q == was {
+			r.to(strings.Replace(text, "1MiB", "2MiB", 1), "replaced queue cloud, uplink cloud")
+		}
+		return q.DeliverNow(ctx, m...)
+	})
+	if n := r.now.Load().way("cloud").queue.Stats().Messages; err != nil || n != 1 {
+		t.Errorf("%v, %d messages", err, n)
 	}
 }

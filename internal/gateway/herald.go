@@ -12,6 +12,7 @@ import (
 	"fieldgate/internal/config"
 	"fieldgate/internal/health"
 	"fieldgate/internal/mqtt"
+	"fieldgate/internal/queue"
 )
 
 // The words of the state topics (SPEC 4).
@@ -188,8 +189,8 @@ func (h *herald) all(ctx context.Context, m mqtt.Message) {
 
 func (h *herald) deliver(ctx context.Context, name string, sink mqtt.Sink, m mqtt.Message) {
 	err := sink.Deliver(ctx, m)
-	if errors.Is(err, broker.ErrClosed) {
-		err = h.gateway.toLocal(ctx, m) // another one takes its place
+	if errors.Is(err, broker.ErrClosed) || errors.Is(err, queue.ErrClosed) { // another one takes its place
+		err = h.gateway.deliver(ctx, name, m, (*queue.Queue).Deliver)
 	}
 	if err != nil {
 		h.gateway.log.Debug("status not delivered", "to", name, "topic", m.Topic, "err", err)

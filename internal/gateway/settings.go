@@ -58,6 +58,11 @@ const (
 	trialAgain = 2 * time.Second
 )
 
+// What was said is safe after that time: the embedded broker has it on disk for the
+// sessions of clients that are away. An uplink's queue says so itself, if it can be
+// had within that time.
+const saidSafe = 3 * time.Second
+
 // restoreAgain is how long it is until what was before a trial is put to work again.
 const restoreAgain = 10 * time.Second
 
@@ -77,8 +82,9 @@ type remote struct {
 	inbox   chan *request
 
 	// The rest but refusals belongs to run.
-	accepted answers // how far changes are that were, and what came of them
-	refused  answers // of others: they push none of the first out
+	accepted answers          // how far changes are that were, and what came of them
+	refused  answers          // of others: they push none of the first out
+	said     <-chan time.Time // the last answer is safe, and the file of its trial may go; nil: it has gone
 
 	refusals refusals
 }
@@ -209,7 +215,7 @@ func (r *remote) step(to *request, a remoteAnswer) {
 func (r *remote) turnAway(q *request, reason string) {
 	q.ID = idOf(q.payload)
 	a := remoteAnswer{Status: remoteRejected, Reason: reason}
-	r.sayRefused(q, a)
+	r.tell(q, a)
 	if q.ID != "" {
 		a.Reason += fmt.Sprintf(" (id %q)", q.ID)
 		q.ID = ""
@@ -217,9 +223,9 @@ func (r *remote) turnAway(q *request, reason string) {
 	r.refusals.note(q, &a)
 }
 
-// sayRefused answers that nothing is changed. A power cut may take that: a flood of
-// what is refused costs the flash nothing.
-func (r *remote) sayRefused(to *request, a remoteAnswer) {
+// tell answers what a power cut may take, that nothing is changed above all: a flood
+// of what is refused costs the flash nothing.
+func (r *remote) tell(to *request, a remoteAnswer) {
 	r.gateway.tell(to.Via, r.message(to, a))
 }
 
@@ -231,6 +237,11 @@ func (r *remote) run(ctx context.Context) error {
 	span := time.NewTicker(refusalsSpan)
 	defer span.Stop()
 	defer r.recordRefusals(ctx, true)
+	defer func() {
+		if r.said != nil {
+			r.settle() // the broker writes all that waits when it ends, after this
+		}
+	}()
 	for {
 		r.recordRefusals(ctx, false)
 		select {
@@ -238,6 +249,8 @@ func (r *remote) run(ctx context.Context) error {
 			return nil
 		case q := <-r.inbox:
 			r.handle(ctx, q)
+		case <-r.said:
+			r.settle()
 		case <-r.refusals.news:
 		case <-span.C:
 		}
@@ -334,7 +347,25 @@ func (r *remote) finish(ctx context.Context, q *request, a *remoteAnswer, m mqtt
 		r.record(ctx, recordOf(q, a))
 	}
 	r.source.at("say " + a.Status)
-	r.gateway.answer(q.Via, m)
+	g := r.gateway
+	g.answer(q.Via, m)
+	w := g.now.Load().way(q.Via)
+	if w.queue == nil {
+		r.said = time.After(saidSafe)
+		return
+	}
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), saidSafe)
+	defer cancel()
+	if err := w.queue.Sync(limit); err != nil {
+		g.log.Warn("the last answer to a change of settings is in memory only, it is given again with the next start", "id", q.ID, "err", err)
+		return
+	}
+	r.settle()
+}
+
+// settle forgets the trial that the last answer was about.
+func (r *remote) settle() {
+	r.said = nil
 	if err := r.source.settle(); err != nil {
 		r.gateway.log.Error("the file of a trial is not taken away", "err", err)
 	}
@@ -513,7 +544,7 @@ func (r *remote) known(q *request) bool {
 		a, known = r.refused.byID[q.ID]
 	}
 	if known {
-		r.say(q, a)
+		r.tell(q, a)
 	}
 	return known
 }
@@ -527,7 +558,7 @@ func (r *remote) handle(ctx context.Context, q *request) {
 	a := remoteAnswer{Status: remoteRejected}
 	refuse := func() {
 		r.refused.keep(q.ID, a)
-		r.sayRefused(q, a)
+		r.tell(q, a)
 		r.refusals.note(q, &a)
 	}
 	if err != nil {
@@ -542,6 +573,7 @@ func (r *remote) handle(ctx context.Context, q *request) {
 		refuse()
 		return
 	}
+	r.said = nil // its file is written over
 	h, err := r.source.stage(q, t.body, t.before)
 	if err != nil {
 		a = remoteAnswer{Status: remoteRejected, Reason: "it cannot be staged: " + err.Error()}
@@ -551,9 +583,7 @@ func (r *remote) handle(ctx context.Context, q *request) {
 	r.source.at("record accepted")
 	if err := r.append(ctx, recordOf(q, &a)); err != nil {
 		r.source.drop()
-		if err := r.source.settle(); err != nil {
-			r.gateway.log.Error("the file of a trial is not taken away", "err", err)
-		}
+		r.settle()
 		a = remoteAnswer{Status: remoteRejected, Reason: "it cannot be recorded: " + err.Error()}
 		refuse()
 		return

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -19,6 +20,7 @@ import (
 	"fieldgate/internal/audit"
 	"fieldgate/internal/bus"
 	"fieldgate/internal/mqtt"
+	"fieldgate/internal/queue"
 	"fieldgate/internal/uplink"
 	"fieldgate/test/testlog"
 )
@@ -31,7 +33,8 @@ type afar struct {
 	path string
 	stop func()
 
-	steps atomic.Int32 // that outlive the process
+	steps atomic.Int32                 // that outlive the process
+	look  atomic.Pointer[func(string)] // called before each of them
 }
 
 // follow runs a gateway that follows its file.
@@ -45,7 +48,12 @@ func follow(t *testing.T, dir, text string) *afar {
 	if err != nil {
 		t.Fatal(err)
 	}
-	source.step = func(string) { a.steps.Add(1) }
+	source.step = func(step string) {
+		a.steps.Add(1)
+		if look := a.look.Load(); look != nil {
+			(*look)(step)
+		}
+	}
 	cfg, topics, err := source.Load()
 	if err != nil {
 		t.Fatal(err)
@@ -460,6 +468,57 @@ func TestRefusalsAreBounded(t *testing.T) {
 	}
 	if want := fmt.Sprintf("%d more were refused from ", n-refusalsMost+1); last.ID != "" || refused > refusalsMost+1 || !strings.HasPrefix(last.Reason, want) {
 		t.Errorf("%d records, the last: %+v, want %s", refused, last, want)
+	}
+}
+
+// The file of a trial goes once its last answer is on the disk, in the queue of the
+// uplink that it goes to; that for a local client some seconds later, or with the end.
+func TestTrialStaysUntilItsAnswerIsSafe(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	const text = "site: { id: s }\nuplinks: { cloud: { url: \"mqtt://127.0.0.1:1\", status: false, queue: { commit: 1m } } }\nbroker: { listen: mqtt://127.0.0.1:0, anonymous: true }\nsettings: { from: [cloud, local], allow: [broker.listen, status] }\nweb: false\n"
+	a := follow(t, t.TempDir(), text)
+	settled := make(chan string, 1)
+	look := func(step string) {
+		if step != "settle" {
+			return
+		}
+		copied := t.TempDir() // as a kill would leave it
+		data, err := os.ReadFile(filepath.Join(a.dir, "queue-cloud.db"))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(copied, "queue-cloud.db"), data, 0o600)
+		}
+		if err != nil {
+			settled <- err.Error()
+			return
+		}
+		files, err := queue.Files(copied)
+		if err != nil || len(files) != 1 {
+			settled <- fmt.Sprint(files, err)
+			return
+		}
+		settled <- fmt.Sprint(files[0].Messages)
+	}
+	a.look.Store(&look)
+	a.remote.inbox <- &request{Via: "cloud", Ack: "ack", at: time.Now(), payload: []byte(`{"id":"x","timestamp":"` + time.Now().UTC().Format(time.RFC3339) + `","set":{"broker.listen":"mqtt://` + taken.Addr().String() + `"}}`)}
+	if is := <-settled; is != "2" {
+		t.Errorf("%s messages of 2 in the queue's file", is)
+	}
+	a.look.Store(nil)
+
+	a.send(`{"id":"y","set":{"broker.listen":"mqtt://`+taken.Addr().String()+`"}}`, false)
+	a.last("y", remoteRejected)
+	file := filepath.Join(a.dir, trialFile)
+	if _, err := os.Stat(file); err != nil {
+		t.Errorf("just when it was said: %v", err)
+	}
+	a.stop()
+	if _, err := os.Stat(file); err == nil {
+		t.Error("it is still there after the end")
 	}
 }
 
