@@ -62,6 +62,8 @@ type Server struct {
 	tallies  tallies
 	pollers  pollers
 	counters struct{ accepted, refused, evicted, requests, exceptions, badFrames atomic.Uint64 }
+
+	strangers [256]atomic.Bool // units that were asked for and are not here, each logged once
 }
 
 // Defaults of a Server.
@@ -561,6 +563,9 @@ func (u *datagrams) reply(ctx context.Context, t *tally, b []byte) []byte {
 func (s *Server) answerTCP(ctx context.Context, t *tally, unit UnitID, req PDU) PDU {
 	unit, ours := s.unit(unit)
 	if !ours {
+		if s.strangers[unit].CompareAndSwap(false, true) {
+			s.log().Info("asked for a unit that is not here", "client", t.client, "unit", unit)
+		}
 		t.exception(GatewayTargetNoResponse)
 		return ExceptionResponse(req.Function(), GatewayTargetNoResponse)
 	}

@@ -195,7 +195,9 @@ func TestServerErrorsOfTheEndpoint(t *testing.T) {
 
 func TestServerUnits(t *testing.T) {
 	var asked []UnitID
+	var log bytes.Buffer
 	s := &Server{
+		Log: slog.New(slog.NewTextHandler(&log, nil)),
 		Endpoint: endpointFunc(func(_ context.Context, unit UnitID, req PDU) (PDU, error) {
 			asked = append(asked, unit)
 			if unit == Broadcast {
@@ -211,7 +213,12 @@ func TestServerUnits(t *testing.T) {
 	for _, unit := range []UnitID{5, 6, 0, 255} {
 		expect(t, c, AppendTCP(nil, 1, unit, write), AppendTCP(nil, 1, unit, write))
 	}
-	expect(t, c, AppendTCP(nil, 1, 7, PDU{0x86, 0x0B}), AppendTCP(nil, 1, 7, write))
+	for range 2 {
+		expect(t, c, AppendTCP(nil, 1, 7, PDU{0x86, 0x0B}), AppendTCP(nil, 1, 7, write))
+	}
+	if n := strings.Count(log.String(), `msg="asked for a unit that is not here" client=127.0.0.1 unit=7`); n != 1 {
+		t.Errorf("logged %d times:\n%s", n, &log)
+	}
 	if want := []UnitID{5, 6, 5, 5}; !equalUnits(asked, want) {
 		t.Errorf("the endpoint was asked for %v, want %v", asked, want)
 	}
