@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -67,17 +68,28 @@ func FuzzParseURL(f *testing.F) {
 	})
 }
 
-// httpProxy is a proxy that knows CONNECT and wants a password.
+// httpProxy is a proxy that wants a password and forbids some hosts.
 func httpProxy(t *testing.T, count *atomic.Int32) string {
+	t.Helper()
+	return connectProxy(t, count, nil, func(r *http.Request) int {
+		switch {
+		case r.Header.Get("Proxy-Authorization") != "Basic "+base64.StdEncoding.EncodeToString([]byte("me:s3cret")):
+			return http.StatusProxyAuthRequired
+		case r.Method != http.MethodConnect || strings.HasPrefix(r.Host, "forbidden."):
+			return http.StatusForbidden
+		}
+		return http.StatusOK
+	})
+}
+
+// connectProxy is an HTTP proxy that knows CONNECT, and counts what it connects. It
+// answers with what status says, and is spoken to with TLS if it has certificates.
+func connectProxy(t *testing.T, count *atomic.Int32, certificates []tls.Certificate, status func(*http.Request) int) string {
 	t.Helper()
 	var wg sync.WaitGroup
 	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if want := "Basic " + base64.StdEncoding.EncodeToString([]byte("me:s3cret")); r.Header.Get("Proxy-Authorization") != want {
-			http.Error(w, "no", http.StatusProxyAuthRequired)
-			return
-		}
-		if r.Method != http.MethodConnect || strings.HasPrefix(r.Host, "forbidden.") {
-			http.Error(w, "no", http.StatusForbidden)
+		if code := status(r); code != http.StatusOK {
+			http.Error(w, "no", code)
 			return
 		}
 		far, err := net.Dial("tcp", r.Host)
@@ -95,7 +107,14 @@ func httpProxy(t *testing.T, count *atomic.Int32) string {
 		splice(&wg, near, far)
 	})}
 	l := listen(t)
-	wg.Go(func() { _ = s.Serve(l) })
+	wg.Go(func() { // ends with s
+		if certificates == nil {
+			_ = s.Serve(l)
+			return
+		}
+		s.TLSConfig = &tls.Config{Certificates: certificates, NextProtos: []string{"http/1.1"}}
+		_ = s.ServeTLS(l, "", "")
+	})
 	t.Cleanup(func() {
 		_ = s.Close()
 		wg.Wait()

@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -191,32 +190,11 @@ func TestHTTPSProxy(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := mosquittotest.Start(t, mosquittotest.Options{})
-	l := listen(t)
 	var count atomic.Int32
-	var wg sync.WaitGroup
-	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		far, err := net.Dial("tcp", r.Host)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
-			return
-		}
-		near, _, err := w.(http.Hijacker).Hijack()
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		count.Add(1)
-		_, _ = near.Write([]byte("HTTP/1.1 200 Connection established\r\n\r\n"))
-		splice(&wg, near, far)
-	}), TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}, ErrorLog: nil}
-	wg.Go(func() { _ = s.ServeTLS(l, "", "") })
-	t.Cleanup(func() {
-		_ = s.Close()
-		wg.Wait()
-	})
+	proxy := connectProxy(t, &count, []tls.Certificate{pair}, func(*http.Request) int { return http.StatusOK })
 	cfg := settings()
-	cfg.Proxy = "https://" + l.Addr().String()
-	if _, err := Connect(t.Context(), cfg, b.URL(), ConnOptions{}); err == nil || !strings.Contains(err.Error(), "proxy: TLS with proxy "+l.Addr().String()) {
+	cfg.Proxy = "https://" + proxy
+	if _, err := Connect(t.Context(), cfg, b.URL(), ConnOptions{}); err == nil || !strings.Contains(err.Error(), "proxy: TLS with proxy "+proxy) {
 		t.Errorf("a proxy with an unknown certificate: %v", err)
 	}
 	if os.Getenv("SSL_CERT_FILE") == "" {
