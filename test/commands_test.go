@@ -108,27 +108,34 @@ func (c *commander) send(ctx context.Context, url string, rng *rand.Rand, pause 
 	}
 }
 
-// finish sends what has no answer again until everything has one.
+// finish sends what has no answer again until everything has one. It gives up when
+// patience has passed without any.
 func (c *commander) finish(t *testing.T, url string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	conn := c.connect(ctx, url)
+	conn := c.connect(t.Context(), url)
 	if conn == nil {
 		t.Fatal("nobody listens")
 	}
 	defer conn.Close()
-	for {
-		m, more := c.message(true)
-		if !more {
-			return
+	for open, began := c.unanswered(), time.Now(); open > 0; time.Sleep(10 * time.Millisecond) {
+		if now := c.unanswered(); now < open {
+			open, began = now, time.Now()
 		}
-		if ctx.Err() != nil {
-			t.Fatalf("no answer to %s", m.Payload)
+		if m, more := c.message(true); more {
+			if err := conn.Publish(t.Context(), m); err != nil {
+				t.Fatal(err)
+			}
+			if time.Since(began) > patience {
+				t.Fatalf("no answer to %d commands, such as %s", open, m.Payload)
+			}
 		}
-		_ = conn.Publish(ctx, m)
-		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+func (c *commander) unanswered() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.open)
 }
 
 // twin is two devices that note what is written to them.

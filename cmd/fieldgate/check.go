@@ -155,6 +155,9 @@ func printConfig(w io.Writer, cfg *config.Config) error {
 			fmt.Fprintf(w, "broker: %s://%s%s\n", l.Scheme, l.Address, l.Path)
 		}
 	}
+	if err := printCommands(w, cfg.Commands); err != nil {
+		return err
+	}
 	if err := printServers(w, cfg.Servers); err != nil {
 		return err
 	}
