@@ -412,12 +412,26 @@ func TestEditsWaitForReload(t *testing.T) {
 		t.Errorf("every %s, gap %v, as it was edited after the last reload", a.every(), gap)
 	}
 
-	// What a reload does not allow any more is not confirmed.
+	// What does not fit the file any more ends with its reload.
 	a.reload()
-	a.send(`{"id":"five","set":{"buses.a.gap":"5ms"}}`, false)
-	a.last("five", remoteApplied)
+	a.send(`{"id":"renamed","set":{"devices.x.every":"5ms"}}`, false)
+	a.last("renamed", remoteApplied)
 	text, err := os.ReadFile(a.path)
 	if err == nil {
+		err = os.WriteFile(a.path, bytes.Replace(text, []byte("x: { bus"), []byte("y: { bus"), 1), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.reload()
+	if r := a.last("renamed", remoteBack); r.Reason != "it does not fit the configuration that was reloaded" || a.every() != "60ms" {
+		t.Errorf("%+v, every %s", r, a.every())
+	}
+
+	// What a reload does not allow any more is not confirmed.
+	a.send(`{"id":"five","set":{"buses.a.gap":"5ms"}}`, false)
+	a.last("five", remoteApplied)
+	if text, err = os.ReadFile(a.path); err == nil {
 		err = os.WriteFile(a.path, bytes.Replace(text, []byte("buses.*.gap, "), nil, 1), 0o600)
 	}
 	if err != nil {

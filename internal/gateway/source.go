@@ -131,19 +131,25 @@ func Layer(dir string) string { return filepath.Join(dir, layerFile) }
 
 func (s *Source) trialPath() string { return filepath.Join(s.dir, trialFile) }
 
-// Load loads the configuration with the settings from afar, see LoadLayer; those
-// on trial must fit it.
+// Load loads the configuration with the settings from afar, see LoadLayer. Those on
+// trial must fit it, else the trial is over.
 func (s *Source) Load() (*config.Config, []publish.Topic, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.trial == nil {
 		return LoadLayer(s.path, Layer(s.dir))
 	}
-	cfg, topics, err := loadLayer(s.path, s.trialPath())
-	if err == nil { // it may be put to work, and the trial fail
-		s.untried.cfg, s.untried.topics, _ = LoadLayer(s.path, Layer(s.dir))
+	cfg, topics, err := LoadLayer(s.path, Layer(s.dir))
+	if err != nil {
+		return nil, nil, err // that of the file on site
 	}
-	return cfg, topics, err
+	s.untried = loaded{cfg, topics} // if the trial fails
+	tried, topics, err := loadLayer(s.path, s.trialPath())
+	if err != nil {
+		s.trial = nil
+		return s.untried.cfg, s.untried.topics, nil
+	}
+	return tried, topics, nil
 }
 
 // without returns the configuration without the trial that has ended, as it is on
@@ -233,6 +239,9 @@ func (s *Source) edited() string {
 	s.mu.Lock()
 	t := s.trial
 	s.mu.Unlock()
+	if t == nil {
+		return "it does not fit the configuration that was reloaded"
+	}
 	for _, f := range []struct {
 		path string
 		want []byte

@@ -456,10 +456,8 @@ func TestSettingsLeftUnsaid(t *testing.T) {
 		const text = "site: { id: s }\nbroker: { listen: mqtt://127.0.0.1:0, anonymous: true }\nsettings: { from: local, allow: status }\nweb: false\n"
 		for range 2 { // starts
 			a := follow(t, dir, text)
-			a.until("it can be asked", func() bool {
-				a.send(`{"id":"x","set":{"status.every":"6s"}}`, false)
-				return len(a.answers("x")) > 0
-			})
+			a.send(`{"id":"x","set":{"status.every":"6s"}}`, false)
+			a.until("it is answered", func() bool { return len(a.answers("x")) > 0 })
 			if is := a.answers("x")[0].Status; is != c.want {
 				t.Errorf("%s: %s, want %s", c.layer, is, c.want)
 			}
