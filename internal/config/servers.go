@@ -114,6 +114,8 @@ type (
 		entries    []rawPlaced
 		pass       []rawPass
 		at         *node
+
+		ownAfter map[string]time.Duration // stale_after of the points in the map; unsetDuration: none of its own, or several
 	}
 	rawListen struct {
 		text    string
@@ -469,6 +471,10 @@ func (r *resolver) server(raw *rawServer, src *sources) Server {
 		if s.Framing == modbus.FramingRTU && s.Mode.DataBits == 7 {
 			r.keyFault(raw.at, "mode", "RTU needs 8 data bits; write %s, or framing: ascii", SerialMode{s.Mode.Baud, 8, s.Mode.Parity, s.Mode.StopBits})
 		}
+		const lastUnit = 247 // SER 2.2
+		if s.Unit > lastUnit {
+			r.keyFault(raw.at, "unit", "unit id %d is reserved; on a serial line write 1 to %d", s.Unit, lastUnit)
+		}
 		if s.Unit == 0 {
 			k, _ := raw.at.Get("unit")
 			r.in("unit")
@@ -496,6 +502,14 @@ func (r *resolver) server(raw *rawServer, src *sources) Server {
 		r.faultf(raw.at, "has nothing to show; add map: {40001: device.point}, or pass")
 	}
 	r.in("map")
+	raw.ownAfter = make(map[string]time.Duration)
+	for i := range raw.entries {
+		name, after := raw.entries[i].is.point, raw.entries[i].is.staleAfter // name is empty where no value stands
+		if other, twice := raw.ownAfter[name]; twice && other != after {
+			after = unsetDuration
+		}
+		raw.ownAfter[name] = after
+	}
 	for i := range raw.entries {
 		r.in(raw.entries[i].key.Text)
 		if e, ok := r.serverEntry(raw, &raw.entries[i], src); ok {
@@ -596,6 +610,9 @@ func (r *resolver) serverEntry(s *rawServer, placed *rawPlaced, src *sources) (E
 		if has(m, "type") {
 			r.keyFault(m, "type", "a pause is one register, uint16; remove it")
 		}
+		if !s.Writes {
+			r.warnf(m, "the seconds of a pause are written, and this server takes no writes; add writes: true to it")
+		}
 		e.Device = name
 		return e, true
 	}
@@ -623,6 +640,9 @@ func (r *resolver) serverEntry(s *rawServer, placed *rawPlaced, src *sources) (E
 			}
 		}
 		e.StaleAfter = r.staleAfter(s, is, of, src.virtual[of.ID.Device()])
+		if own, shown := s.ownAfter[name]; shown && own != unsetDuration && is.staleAfter == unsetDuration {
+			e.StaleAfter = own
+		}
 		if !r.valid(m, p) {
 			return e, false
 		}

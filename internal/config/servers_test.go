@@ -38,6 +38,8 @@ func TestServerSettings(t *testing.T) {
       30005: { point: boiler.set, type: uint16, scale: 0.5, order: DCBA }
       30006: { status: pump-2.x }
       30007: { age: boiler.clock, type: uint32 }
+      30012: { status: boiler.half }
+      30013: { status: boiler.half, stale_after: 2m }
       30009: boiler.fast
       30010: boiler.mode.a
       40010: { pause: pump-1 }
@@ -67,6 +69,8 @@ func TestServerSettings(t *testing.T) {
 		"input 6 boiler.clock uint32 ABCD 0 after 0s writable false",
 		"input 8 boiler.fast uint16 ABCD 1 after 10s writable false",
 		"input 9 boiler.mode.a uint16 ABCD 1 after 1.5s writable false",
+		"input 11 boiler.half uint16 ABCD 0 after 1m0s writable false",
+		"input 12 boiler.half uint16 ABCD 0 after 2m0s writable false",
 		"holding 0 boiler.temp int16 ABCD 0.1 after 1.5s writable false",
 		"holding 2 boiler.set float32 CDAB 1 after 1.5s writable true",
 		"holding 9  uint16 ABCD 0 after 0s writable false",
@@ -109,6 +113,7 @@ func TestServerFaults(t *testing.T) {
 		{"a polled port", "{ listen: serial:/dev/ttyS7, map: { 40001: boiler.temp } }", "is the port of bus line1 too, and a port has one owner"},
 		{"allow on a port", "{ listen: serial:/dev/ttyS8, allow: 10.0.0.1, map: { 40001: boiler.temp } }", "is only for tcp and udp; remove it"},
 		{"mode on tcp", "{ listen: tcp://127.0.0.1:1, mode: 9600-8N1, map: { 40001: boiler.temp } }", "is only for a serial port; remove it"},
+		{"reserved unit", "{ listen: serial:/dev/ttyS8, unit: 250, map: { 40001: boiler.temp } }", "unit id 250 is reserved; on a serial line write 1 to 247"},
 		{"7 bits", "{ listen: serial:/dev/ttyS8, mode: 9600-7E1, map: { 40001: boiler.temp } }", "RTU needs 8 data bits; write 9600-8E1, or framing: ascii"},
 		{"nothing", "{ listen: tcp://127.0.0.1:1 }", "has nothing to show; add map"},
 		{"an empty map", "{ listen: tcp://127.0.0.1:1, map: {} }", "is an empty map; write Modicon numbers with points"},
@@ -167,8 +172,9 @@ func TestServerFaults(t *testing.T) {
 	cfg := load(t, served+`
   - { listen: "tcp://0.0.0.0:502", allow: 0.0.0.0/0, writes: true, map: { 40001: boiler.temp } }
   - { listen: "serial:/dev/ttyS8", unit: 0, map: { 40001: boiler.temp } }
+  - { listen: "tcp://127.0.0.1:503", map: { 40001: { pause: boiler } } }
 `)
-	if w := fmt.Sprint(cfg.Warnings); len(cfg.Warnings) != 2 || !strings.Contains(w, "everyone who reaches tcp://0.0.0.0:502 may write") || !strings.Contains(w, "answers for every unit id") {
+	if w := fmt.Sprint(cfg.Warnings); len(cfg.Warnings) != 3 || !strings.Contains(w, "this server takes no writes") || !strings.Contains(w, "everyone who reaches tcp://0.0.0.0:502 may write") || !strings.Contains(w, "answers for every unit id") {
 		t.Errorf("%v", w)
 	}
 }
