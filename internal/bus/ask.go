@@ -115,7 +115,8 @@ func (a *ask) admit(b *Bus) {
 		points[n] = a.d.points[i]
 		points[n].Every, points[n].Group = point.Once, ""
 	}
-	for _, r := range PlanReads(points, a.d.limits) {
+	learned := refusals{cuts: a.d.known.cuts} // but what was refused is tried
+	for _, r := range planReads(points, a.d.limits, &learned) {
 		for n := range r.Points {
 			r.Points[n] = a.points[r.Points[n]]
 		}

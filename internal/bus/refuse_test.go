@@ -127,6 +127,21 @@ func TestRefusals(t *testing.T) {
 						}
 					}
 
+					// A read on demand knows it, too.
+					var ids []point.ID
+					for _, p := range tt.points {
+						if id := point.ID(fmt.Sprintf("d.%c%d", p.Table.String()[0], p.Address)); !slices.Contains(tt.refused, id) {
+							ids = append(ids, id)
+						}
+					}
+					from = time.Since(w.started)
+					if samples, err := r.bus.Read(t.Context(), ids...); err != nil {
+						t.Errorf("Read of %d: %v", len(samples), err)
+					}
+					if n := len(w.requests(from)); n > 2*tt.reads { // a poll may come between
+						t.Errorf("%d requests to read what is polled in %d", n, tt.reads)
+					}
+
 					// It is tried anew, seldom, without a word; and believed.
 					r.take()
 					w.set(func() { w.units[1].refuse = nil })
