@@ -163,7 +163,7 @@ func watchStalls() (longest func() time.Duration) {
 //	state boiler online        a device's state, as of its state topic
 //	= ok                       the outcome of a read or a write
 //	pub plant/boiler/temp 25.4 q1
-//	answer cmd/ack {…}         to a command, with await answer
+//	answer cmd/ack {…}         to a command, with await answer; by topic
 //	record accepted boiler.setpoint = 55.5
 //	                           what stands in the audit log, told at the end
 //
@@ -547,6 +547,10 @@ func (s *story) tellSeen(do string) string {
 		s.pubs, s.received = nil, 0
 	}
 	if do == "stop" || strings.HasPrefix(do, "await answer") {
+		// Several at once come in no certain order, but those on one topic do.
+		slices.SortStableFunc(s.answers, func(a, b string) int {
+			return strings.Compare(strings.Fields(a)[1], strings.Fields(b)[1])
+		})
 		seen = append(seen, s.answers...)
 		s.answers = nil
 	}

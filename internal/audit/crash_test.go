@@ -314,8 +314,17 @@ func TestDiskFull(t *testing.T) {
 		if s := l.Stats(); s.Unrecorded != 5 || !strings.Contains(s.Fault, "no space left") {
 			t.Errorf("Stats = %+v", s)
 		}
+		l.Again()
+		l.Again()
 		if err := os.Remove(ballast); err != nil {
 			t.Fatal(err)
+		}
+		// The fault ends although nobody writes anything.
+		for deadline := time.Now().Add(10 * time.Second); l.Stats().Fault != "" && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			l.Again()
+		}
+		if s := l.Stats(); s.Fault != "" || s.Unrecorded != 5 {
+			t.Errorf("Stats = %+v", s)
 		}
 		add(t, l, n, n+1)
 		shut(t, l)

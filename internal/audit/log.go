@@ -174,6 +174,24 @@ func (l *Log) Start(r Record) (wait func(ctx context.Context) (Record, error)) {
 	}
 }
 
+// Again has a disk that took nothing be tried again, if there is one: else a fault
+// would last until the next record. It does not wait.
+func (l *Log) Again() {
+	if l.fault.Load() == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.busy || l.closed {
+		return
+	}
+	l.busy = true
+	l.running.Go(func() { // ends as commits does
+		_ = l.commit(nil) // it says itself what it missed, or goes on failing
+		l.commits()
+	})
+}
+
 // withdraw takes back an entry that is not on its way to the disk yet.
 func (l *Log) withdraw(e *entry) {
 	l.mu.Lock()
@@ -289,7 +307,11 @@ func (l *Log) extend(data []byte) error {
 		// disk. It is written over next time, and gone until then if possible.
 		l.size = math.MaxInt64
 		_ = l.file.Truncate(l.good)
-		return fmt.Errorf("write %s: %w", fileName(l.number), err)
+		var wrong *fs.PathError // it names the path that the file had when it was begun
+		if errors.As(err, &wrong) {
+			err = wrong.Err
+		}
+		return fmt.Errorf("write %s: %w", filepath.Join(l.folder, fileName(l.number)), err)
 	}
 	l.spent(l.good, end, 1)
 	l.good, l.size = end, end

@@ -170,11 +170,14 @@ func (d *Desk) refuse(j *job, r Result) verdict {
 	rec := j.record
 	rec.Event, rec.Status, rec.Reason, rec.Ms = audit.Refused, string(r.Status), r.Reason, r.Took.Milliseconds()
 	rec.ID, rec.By, rec.Via = j.order.ID, j.order.By, j.order.Via
-	if len(j.writes) == 0 && len(j.order.Writes) > 0 {
-		w := &j.order.Writes[0]
-		if rec.Point, rec.Value = string(w.Point), w.Text; rec.Value == "" {
-			rec.Value = w.Value.String()
+	if ws := j.order.Writes; len(j.writes) == 0 && len(ws) > 0 {
+		points, values := make([]string, len(ws)), make([]string, len(ws))
+		for i, w := range ws {
+			if points[i], values[i] = string(w.Point), w.Text; w.Text == "" {
+				values[i] = w.Value.String()
+			}
 		}
+		rec.Point, rec.Value = strings.Join(points, between), strings.Join(values, between)
 	}
 	d.noteRefusal(rec)
 	return verdict{result: r}

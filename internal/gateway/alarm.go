@@ -131,6 +131,7 @@ func (s *siren) look(now time.Time) {
 		Reason: "sessions and retained messages of the broker are in memory only: " + fault,
 	})
 	if at.audit != nil {
+		at.audit.Again()
 		a := at.audit.Stats()
 		s.hold(now, a.Fault != "", alarm.Condition{
 			Name: "audit_disk", Severity: alarm.Critical,
