@@ -2,9 +2,12 @@ package regmap
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +19,16 @@ func network(protocol, address string) string {
 		return protocol + "4"
 	}
 	return protocol
+}
+
+// freeBind has a socket take an address that is not on this machine, or not yet.
+func freeBind(network, _ string, raw syscall.RawConn) (err error) {
+	level, option := unix.IPPROTO_IP, unix.IP_FREEBIND
+	if strings.HasSuffix(network, "6") {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
+	}
+	failed := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
+	return errors.Join(failed, err)
 }
 
 // everywhere is a UDP socket that listens on all addresses of the machine and

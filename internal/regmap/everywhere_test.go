@@ -1,9 +1,15 @@
 package regmap
 
 import (
+	"bytes"
+	"errors"
+	"log/slog"
 	"net"
+	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"fieldgate/internal/modbus"
 )
@@ -40,6 +46,34 @@ func TestEverywhere(t *testing.T) {
 					t.Errorf("%s://%s asked at %s: answers %v, want %v", protocol, row.listen, host, got, want)
 				}
 			}
+		}
+	}
+}
+
+// An address that the machine does not have yet is waited for; one that is taken is
+// an error as ever.
+func TestAddressNotThereYet(t *testing.T) {
+	for _, listen := range []string{"tcp://192.0.2.1:1502", "udp://192.0.2.1:1502", "tcp://[2001:db8::1]:1502", "udp://[2001:db8::1]:1502"} {
+		cfg, memory := conformServer(t, "listen: '"+listen+"', allow: 192.0.2.0/24")
+		var log bytes.Buffer
+		m := New(cfg, memory.Image(), memory.Gate(), modbus.Identity{}, slog.New(slog.DiscardHandler))
+		s, err := Listen(cfg, m, slog.New(slog.NewTextHandler(&log, nil)))
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			t.Logf("no IPv6 here: %v", err)
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", listen, err)
+			continue
+		}
+		if !strings.HasSuffix(listen, s.Addr().String()) || !strings.Contains(log.String(), "it is served once it is") {
+			t.Errorf("%s: listens on %v; log:\n%s", listen, s.Addr(), &log)
+		}
+		if s, err := Listen(cfg, m, slog.New(slog.DiscardHandler)); !errors.Is(err, unix.EADDRINUSE) {
+			t.Errorf("%s a second time: %v, %v", listen, s, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -117,7 +117,7 @@ func (m *Image) take(slot int32, s *point.Sample) {
 	v.at = s.Time.Sub(m.start) // by the monotonic clock, which nobody sets
 	if m.values[slot] != s.Value {
 		m.values[slot] = s.Value
-		v.version++
+		v.version = max(v.version+1, 1) // 0: there was none
 	}
 }
 

@@ -16,6 +16,8 @@ import (
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/quick"
 	"fieldgate/internal/socket"
+
+	"golang.org/x/sys/unix"
 )
 
 // Server is a Map on its socket or serial port.
@@ -42,17 +44,31 @@ const (
 // opened by Run, as often as it takes. Close ends what is not run.
 func Listen(cfg config.Server, m *Map, log *slog.Logger) (*Server, error) {
 	s := newServer(cfg, m, log)
-	var err error
-	switch cfg.Kind {
-	case config.TCP:
-		s.l, err = net.Listen(network("tcp", cfg.Address), cfg.Address)
-	case config.UDP:
-		s.pc, err = net.ListenPacket(network("udp", cfg.Address), cfg.Address)
+	var lc net.ListenConfig
+	err := s.listen(&lc)
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		// A network that comes up late, or has no cable yet, must not keep the rest
+		// from its work.
+		log.Warn("the address is not on this machine, it is served once it is", "address", cfg.Address)
+		lc.Control = freeBind
+		err = s.listen(&lc)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.Name, err)
 	}
 	return s, nil
+}
+
+// listen opens the socket; a serial port has none.
+func (s *Server) listen(lc *net.ListenConfig) (err error) {
+	ctx, address := context.Background(), s.cfg.Address // only names are waited for
+	switch s.cfg.Kind {
+	case config.TCP:
+		s.l, err = lc.Listen(ctx, network("tcp", address), address)
+	case config.UDP:
+		s.pc, err = lc.ListenPacket(ctx, network("udp", address), address)
+	}
+	return err
 }
 
 func newServer(cfg config.Server, m *Map, log *slog.Logger) *Server {
