@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -534,6 +535,42 @@ func TestTrialStaysUntilItsAnswerIsSafe(t *testing.T) {
 	if _, err := os.Stat(file); err == nil {
 		t.Error("it is still there after the end")
 	}
+}
+
+// What is refused past ten times a minute is counted, in one record at its end.
+func TestRefusalsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := refusals{news: make(chan struct{}, 1)}
+		refuse := func(n int) {
+			for range n {
+				s.note(&request{ID: "x", at: time.Now()}, &remoteAnswer{Status: remoteRejected, Reason: "no"})
+				time.Sleep(time.Second)
+			}
+		}
+		taken := func(want ...string) {
+			t.Helper()
+			var is []string
+			for _, rec := range s.take(false) {
+				is = append(is, rec.ID+": "+rec.Reason)
+			}
+			if !slices.Equal(is, want) {
+				t.Errorf("%q, want %q", is, want)
+			}
+		}
+		ten := slices.Repeat([]string{"x: no"}, refusalsMost)
+		refuse(refusalsMost + 5)
+		taken(ten...)
+		refuse(5)
+		taken()
+		time.Sleep(time.Minute)
+		taken(": 10 more were refused from 2000-01-01T00:00:10.000Z to 2000-01-01T00:00:19.000Z, and are not recorded one by one")
+		refuse(1)
+		taken("x: no")
+		time.Sleep(time.Minute)
+		taken()
+		refuse(refusalsMost)
+		taken(ten...)
+	})
 }
 
 // The record of what is refused unread does not say of an id that it was seen.

@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,6 +24,7 @@ import (
 	"fieldgate/internal/mqtt/mosquittotest"
 	"fieldgate/internal/uplink"
 	"fieldgate/test/child"
+	"fieldgate/test/testlog"
 )
 
 // What the process that is killed is told.
@@ -94,7 +94,7 @@ type victim struct {
 	far  *far
 	name string
 	dir  string
-	log  bytes.Buffer
+	log  testlog.Log
 }
 
 // start runs the gateway until the process ends, by another program if one is given,
@@ -102,6 +102,14 @@ type victim struct {
 func (v *victim) start(env []string, by ...string) *exec.Cmd {
 	v.Helper()
 	before := v.online()
+	cmd := v.begin(env, by...)
+	v.until("it is connected", func() bool { return v.online() > before })
+	return cmd
+}
+
+// begin is start without waiting.
+func (v *victim) begin(env []string, by ...string) *exec.Cmd {
+	v.Helper()
 	args := append(by, os.Args[0], "-test.run=^TestTrialKilled$")
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = append(append(os.Environ(), killedDir+"="+v.dir, "GORACE=atexit_sleep_ms=0"), env...)
@@ -111,18 +119,11 @@ func (v *victim) start(env []string, by ...string) *exec.Cmd {
 		v.Fatal(err)
 	}
 	v.Cleanup(func() { _ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }) // if a test has failed
-	v.until("it is connected", func() bool { return v.online() > before })
 	return cmd
 }
 
-func (v *victim) online() (n int) {
-	for _, s := range v.far.on("fieldgate/" + v.name + "/state") {
-		if s == online {
-			n++
-		}
-	}
-	return n
-}
+// online returns how often the gateway was connected, and has subscribed.
+func (v *victim) online() int { return strings.Count(v.log.String(), `msg="uplink connected"`) }
 
 func (v *victim) until(what string, ok func() bool) {
 	v.Helper()
@@ -173,10 +174,8 @@ func meet(t *testing.T, url string) *far {
 	}
 	t.Cleanup(c.Close)
 	f.Conn = c
-	for _, filter := range []string{"config/+/update/ack", "fieldgate/+/state"} {
-		if _, err := c.Subscribe(t.Context(), mqtt.Filter(filter), 1); err != nil {
-			t.Fatal(err)
-		}
+	if _, err := c.Subscribe(t.Context(), "config/+/update/ack", 1); err != nil {
+		t.Fatal(err)
 	}
 	return f
 }
@@ -211,26 +210,32 @@ func TestTrialKilled(t *testing.T) {
 		ends      string // if it is not killed
 		edit      bool
 		steps     []string
+		again     []string // of the next process, after a kill in the first
 	}{
-		{"confirmed", `"status.every":"5s"`, remoteDone, false, []string{"say applied", onTrial, "keep", "record confirmed", "say confirmed", "settle", ""}},
-		{"rolled back", `"status.every":"5s"`, remoteBack, true, []string{"say applied", "note", "record rolled back", "say rolled back", "settle", ""}},
-		{"rejected", `"broker.listen":"mqtt://` + taken.Addr().String() + `"`, remoteRejected, false, []string{"note", "record rejected", "say rejected", "settle", ""}},
+		{"confirmed", `"status.every":"5s"`, remoteDone, false, []string{"say applied", onTrial, "keep", "record confirmed", "say confirmed", "settle", ""}, nil},
+		{"rolled back", `"status.every":"5s"`, remoteBack, true, []string{"say applied", "note", "record rolled back", "say rolled back", "settle", ""}, nil},
+		{"rejected", `"broker.listen":"mqtt://` + taken.Addr().String() + `"`, remoteRejected, false, []string{"note", "record rejected", "say rejected", "settle", ""}, nil},
+		{"twice", `"status.every":"5s"`, remoteDone, false, []string{onTrial}, []string{"note", "record rolled back", "say rolled back", "settle"}},
+		{"twice", `"status.every":"5s"`, remoteDone, false, []string{"record confirmed"}, []string{"record confirmed", "say confirmed", "settle"}},
+		{"twice", `"status.every":"5s"`, remoteBack, true, []string{"record rolled back"}, []string{"record rolled back", "say rolled back", "settle"}},
 	} {
 		steps := way.steps
 		if way.name == "confirmed" {
 			steps = append(accepted, steps...)
 		}
 		for _, step := range steps {
-			n++
-			v := &victim{far: f, name: fmt.Sprintf("s%d", n), dir: t.TempDir()}
-			room <- struct{}{}
-			all.Go(func() { // ends with its test
-				defer func() { <-room }()
-				t.Run(way.name+" before "+step, func(t *testing.T) {
-					v.T = t
-					v.kill(up.Port, way.set, way.ends, step, way.edit)
+			for _, again := range append(way.again, "")[:max(len(way.again), 1)] {
+				n++
+				v := &victim{far: f, name: fmt.Sprintf("s%d", n), dir: t.TempDir()}
+				room <- struct{}{}
+				all.Go(func() { // ends with its test
+					defer func() { <-room }()
+					t.Run(way.name+" before "+step+" "+again, func(t *testing.T) {
+						v.T = t
+						v.kill(up.Port, way.set, way.ends, step, again, way.edit)
+					})
 				})
-			})
+			}
 		}
 	}
 }
@@ -341,8 +346,9 @@ func (v *victim) killed(first *exec.Cmd) {
 }
 
 // kill changes settings, kills the gateway before a step of that, "" at the very end,
-// and holds what the next one does against what it should.
-func (v *victim) kill(port int, set, ends, step string, edit bool) {
+// and the next one before a step of what it still has to do, and holds what comes then
+// against what should.
+func (v *victim) kill(port int, set, ends, step, again string, edit bool) {
 	v.configure(port)
 	env := []string{killedStep + "=" + step}
 	if edit {
@@ -359,6 +365,9 @@ func (v *victim) kill(port int, set, ends, step string, edit bool) {
 		_ = first.Process.Kill()
 	}
 	v.killed(first)
+	if again != "" {
+		v.killed(v.begin([]string{killedStep + "=" + again}))
+	}
 
 	second := v.start(nil)
 	want := remoteBack
@@ -369,7 +378,7 @@ func (v *victim) kill(port int, set, ends, step string, edit bool) {
 		v.send(asking(set)) // nobody knows of the first
 		want = ends
 	}
-	v.hold(second, asking(set), want, step == "settle" || step == "")
+	v.hold(second, asking(set), want, step == "settle" || again == "settle" || step == "")
 }
 
 // hold waits for the last answer of the gateway, asks for it again, and stops the
