@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -285,6 +286,40 @@ func TestSerialFence(t *testing.T) {
 	}
 	if s := l.Stats(); s.Fences != 1 {
 		t.Errorf("%d fences, want 1", s.Fences)
+	}
+}
+
+// TestSerialLateInPieces: an adapter delivers a late answer in lumps, and the next
+// request is due after the first of them. The rest is waited for, so that the answer
+// is known for what it is, and nobody talks into it.
+func TestSerialLateInPieces(t *testing.T) {
+	for _, first := range []int{1, 2, 7} { // bytes in the first lump
+		t.Run(fmt.Sprint(first), func(t *testing.T) {
+			t.Parallel()
+			begun := make(chan struct{})
+			l, p := serialPeer(t, patience, func(p *peer, r request) {
+				if r.n > 1 {
+					answerRight(p, r)
+					return
+				}
+				time.Sleep(patience + 40*time.Millisecond)
+				b := rtu(r.unit, right(r))
+				p.write(b[:first])
+				close(begun)
+				time.Sleep(10 * time.Millisecond)
+				p.write(b[first:])
+			})
+			if err := read(t, l, p, 3, 100, 10); !errors.Is(err, modbus.ErrNoResponse) {
+				t.Fatal(err)
+			}
+			<-begun
+			if err := read(t, l, p, 4, 100, 10); err != nil { // another unit
+				t.Error(err)
+			}
+			if s := l.Stats(); s.Late != 1 || s.Noise != 0 {
+				t.Errorf("%+v", s)
+			}
+		})
 	}
 }
 

@@ -538,16 +538,19 @@ func (t *turns) begin(j *job, own bool) bool {
 func (t *turns) quiet(gap time.Duration) error {
 	var limit time.Time
 	for {
-		until := later(t.last.Add(gap), t.notUntil)
+		until := t.silentFrom(gap)
 		if limit.IsZero() {
 			limit = later(until, time.Now()).Add(t.quit)
 		}
 		// The end of the silence is kept exactly, and not listened into: bytes
 		// that came in it are found at its end, and begin it anew.
-		if time.Until(until) > exactly {
-			until = until.Add(-exactly / 2)
-		} else {
+		switch left := time.Until(until); {
+		case left <= exactly:
 			t.wire.hold(until)
+		case len(t.stray) > 0:
+			until = until.Add(exactly - left) // an urgent request may end the wait, see silentFrom
+		default:
+			until = until.Add(-exactly / 2)
 		}
 		before := t.last
 		if err := t.listen(until); err != nil {
@@ -560,11 +563,46 @@ func (t *turns) quiet(gap time.Duration) error {
 		case t.last != before && now.After(limit):
 			t.discard()
 			return fmt.Errorf("%w: the line is never silent", modbus.ErrNotConnected)
-		case t.last == before && !now.Before(later(t.last.Add(gap), t.notUntil)):
+		case t.last == before && !now.Before(t.silentFrom(gap)):
 			t.discard()
 			return nil
 		}
 	}
+}
+
+// silentFrom returns when the line has been silent for long enough, if nothing more
+// is heard: for gap, and for the rest of a late answer that has begun to come. Such
+// a one is in lumps, of which each would look like noise.
+func (t *turns) silentFrom(gap time.Duration) time.Time {
+	at := later(t.last.Add(gap), t.notUntil)
+	if len(t.stray) > 0 && !t.hurried() && t.comes(t.stray) {
+		return later(at, t.last.Add(t.pause))
+	}
+	return at
+}
+
+// comes reports whether b, which has a byte at least, is the front of an answer that
+// a unit owes.
+func (t *turns) comes(b []byte) bool {
+	if t.line.cfg.Framing == modbus.FramingASCII {
+		if b[0] != ':' || bytes.IndexByte(b, '\n') >= 0 {
+			return false
+		}
+		for _, g := range t.units {
+			if len(g.owed) > 0 {
+				return true
+			}
+		}
+		return false
+	}
+	g := t.units[modbus.UnitID(b[0])]
+	return g != nil && slices.ContainsFunc(g.owed, func(o owed) bool {
+		if len(b) == 1 {
+			return true
+		}
+		n, known := responseLen(b, o.req)
+		return b[1]&0x7F == byte(o.req.Function()) && len(b) < n && (!known || n <= modbus.MaxRTU)
+	})
 }
 
 func (t *turns) isClosed() bool {
