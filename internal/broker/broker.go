@@ -77,6 +77,8 @@ type Broker struct {
 	closing sync.Once
 	conns   sync.WaitGroup
 
+	publishing sync.RWMutex // read-locked while a message of the gateway's own is published
+
 	backlog  atomic.Int64 // bytes to be written, of all connections
 	handlers atomic.Pointer[[]*receiver]
 	count    counters
@@ -361,9 +363,11 @@ func (b *Broker) pulse(now time.Time, seldom bool) {
 // again.
 func (b *Broker) Close() (err error) {
 	b.closing.Do(func() {
+		b.publishing.Lock()
 		b.mu.Lock()
 		b.closed.Store(true)
 		b.mu.Unlock()
+		b.publishing.Unlock()
 		b.closeListeners()
 		if b.server == nil { // Begin was not called
 			return
@@ -427,15 +431,10 @@ func (b *Broker) letGo(over <-chan struct{}) error {
 func (b *Broker) Deliver(_ context.Context, msgs ...mqtt.Message) error {
 	var errs []error
 	for i := range msgs {
-		if b.closed.Load() {
-			return errors.Join(append(errs, ErrClosed)...)
-		}
-		m := &msgs[i]
-		err := m.Check()
-		if err == nil {
-			err = b.server.Publish(m.Topic, m.Payload, m.Retain, m.QoS)
-		}
-		if err != nil {
+		switch err := b.publish(&msgs[i]); {
+		case errors.Is(err, ErrClosed):
+			return errors.Join(append(errs, err)...)
+		case err != nil:
 			errs = append(errs, err)
 			continue
 		}
@@ -443,6 +442,20 @@ func (b *Broker) Deliver(_ context.Context, msgs ...mqtt.Message) error {
 		b.pace()
 	}
 	return errors.Join(errs...)
+}
+
+// publish is Deliver of one message. Close waits for it: what was taken is in the
+// sessions that are saved.
+func (b *Broker) publish(m *mqtt.Message) error {
+	b.publishing.RLock()
+	defer b.publishing.RUnlock()
+	if b.closed.Load() {
+		return ErrClosed
+	}
+	if err := m.Check(); err != nil {
+		return err
+	}
+	return b.server.Publish(m.Topic, m.Payload, m.Retain, m.QoS)
 }
 
 // pace gives way to the encoders that have fallen behind in a burst, so that
