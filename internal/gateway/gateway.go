@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -335,7 +336,7 @@ func (a *assembly) abandon(was *assembly) (err error) {
 		}
 	}
 	for _, s := range a.servers {
-		if s.Server != was.server(s.Name()).Server {
+		if !slices.ContainsFunc(was.servers, func(old server) bool { return old.Server == s.Server }) {
 			err = errors.Join(err, s.Close())
 		}
 	}

@@ -122,7 +122,7 @@ func (g *Gateway) Reload(ctx context.Context, cfg *config.Config, topics []publi
 	}
 	done := changes(before, after)
 	for _, s := range next.servers {
-		if old := was.server(s.Name()); old.part == s.part && old.serves != s.serves {
+		if slices.ContainsFunc(was.servers, func(old server) bool { return old.part == s.part && old.serves != s.serves }) {
 			done.Changed = append(done.Changed, s.part.Name())
 		}
 	}

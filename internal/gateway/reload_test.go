@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -269,6 +270,46 @@ web: false
 	case <-c.Lost():
 		t.Errorf("the subscriber lost its connection: %v", c.Err())
 	default:
+	}
+}
+
+// A server in another framing takes the port of the one before: nobody else could.
+func TestReloadOfAServersFraming(t *testing.T) {
+	t.Parallel()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
+	with := func(scheme string) string {
+		return "site: { id: s }\ndevices: { v: { points: { x: { type: uint16, initial: 5 } } } }\nweb: false\nservers: [ { listen: \"" + scheme + "://" + addr + "\", map: { 40001: v.x } } ]\n"
+	}
+	r := running(t, with("tcp"))
+	for _, row := range []struct {
+		scheme  string
+		framing modbus.Framing
+		change  string
+	}{
+		{"rtu+tcp", modbus.FramingRTU, "started server rtu+tcp://" + addr + "; stopped server tcp://" + addr},
+		{"ascii+tcp", modbus.FramingASCII, "started server ascii+tcp://" + addr + "; stopped server rtu+tcp://" + addr},
+		{"tcp", modbus.FramingTCP, "started server tcp://" + addr + "; stopped server ascii+tcp://" + addr},
+	} {
+		r.to(with(row.scheme), row.change)
+		c, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		if _, err := c.Write(row.framing.Append(nil, 1, 1, modbus.ReadRequest(modbus.HoldingRegisters, 0, 1))); err != nil {
+			t.Fatal(err)
+		}
+		want := row.framing.Append(nil, 1, 1, modbus.PDU{3, 2, 0, 5})
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: % x, %v; want % x", row.scheme, got, err, want)
+		}
+		c.Close()
 	}
 }
 

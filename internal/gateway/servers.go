@@ -39,7 +39,7 @@ func (g *Gateway) serversOf(servers []config.Server, was *assembly) (made []serv
 	id := identity(g.version)
 	for _, c := range servers {
 		log := part(g.log, "server", c.Name)
-		old := was.server(c.Name)
+		old := was.server(c)
 		s := server{serves: old.serves}
 		if s.serves == nil || !s.serves.Is(c) { // else what was asked for in vain stays known
 			s.serves = regmap.New(c, g.image, gate, id, log)
@@ -63,15 +63,18 @@ func (g *Gateway) serversOf(servers []config.Server, was *assembly) (made []serv
 	return made, nil
 }
 
-// server returns the server of a name, none of it set if there is none. The name
-// says where it listens, and how.
-func (a *assembly) server(name string) server {
+// server returns the server with the settings c, or the one whose place that takes:
+// at the same address in another framing. None of it is set if there is neither.
+func (a *assembly) server(c config.Server) (found server) {
 	for _, s := range a.servers {
-		if s.Name() == name {
+		switch {
+		case s.Name() == c.Name:
 			return s
+		case s.At(c):
+			found = s
 		}
 	}
-	return server{}
+	return found
 }
 
 // plcWrites does what a PLC asks for by the same way as every command: checked,

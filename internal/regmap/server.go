@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -91,6 +92,11 @@ func wire(cfg config.Server) config.Server {
 // Serves reports whether the settings differ from the server's in the map alone,
 // so that Change is enough.
 func (s *Server) Serves(cfg config.Server) bool { return reflect.DeepEqual(s.cfg, wire(cfg)) }
+
+// At reports whether a server with the settings cfg would need the socket of s.
+func (s *Server) At(cfg config.Server) bool {
+	return s.cfg.Kind == cfg.Kind && s.cfg.Address == cfg.Address && !strings.HasSuffix(cfg.Address, ":0")
+}
 
 // Change puts another map in place of the server's. Clients stay connected, and
 // a request is answered by the one or the other.
