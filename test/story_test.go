@@ -573,9 +573,9 @@ var (
 	stamp = regexp.MustCompile(`"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"`)
 	seq   = regexp.MustCompile(`"seq":\d+`)
 	took  = regexp.MustCompile(`"ms":\d+`)
-	since = regexp.MustCompile(`, [0-9hms.]+ ago`)
+	since = regexp.MustCompile(`, [0-9hms.]+( days)? ago`)
 	until = regexp.MustCompile(`, next in [0-9hms.]+`)
-	age   = regexp.MustCompile(` is [0-9hms.]+ old,`)
+	age   = regexp.MustCompile(` is [0-9hms.]+( days)? old,`)
 )
 
 // maskAges replaces the times from now in a text for people.

@@ -21,6 +21,8 @@ const (
 	maxPayload = 64 << 10
 	maxID      = 128 // bytes
 	maxFields  = 256
+
+	ttlMost = 366 * 24 * time.Hour
 )
 
 // request is what a payload asks for.
@@ -198,11 +200,11 @@ func (f field) time() (time.Time, error) {
 	return t, nil
 }
 
-// seconds reads a number of seconds, up to a year.
+// seconds reads a number of seconds.
 func (f field) seconds() (time.Duration, error) {
 	s, ok := f.value.Float64()
-	if !ok || f.value.Kind() == point.KindBool || s <= 0 || s > 366*24*3600 {
-		return 0, fmt.Errorf("%s must be a number of seconds above 0", f.key)
+	if !ok || f.value.Kind() == point.KindBool || s <= 0 || s > ttlMost.Seconds() {
+		return 0, fmt.Errorf("%s must be a number of seconds above 0 and up to %.0f, a year", f.key, ttlMost.Seconds())
 	}
 	return time.Duration(s * float64(time.Second)), nil
 }

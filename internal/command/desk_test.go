@@ -401,6 +401,10 @@ func TestForms(t *testing.T) {
 			{"cmd/boiler/level", `{"value":1,"id":77}`, `{"id":"77","status":"verified"`},
 			{"cmd/boiler/level", `{"value":1,"timestamp":"today"}`, `timestamp: \"today\" is not a time`},
 			{"cmd/boiler/level", `{"value":1,"ttl":-1}`, `ttl must be a number of seconds above 0`},
+			{"cmd/boiler/level", `{"value":1,"ttl":1e300}`, `ttl must be a number of seconds above 0 and up to 31622400, a year`},
+			{"cmd/boiler/level", `{"value":1,"timestamp":"9999-12-31T23:59:59Z"}`, `its timestamp 9999-12-31T23:59:59.000Z is 2921939 days ahead of this gateway's clock`},
+			{"cmd/boiler/level", `{"value":1,"timestamp":"1975-01-01T00:00:00Z"}`, `is 9131 days old, at most 30s are allowed`},
+			{"cmd/boiler/level", `{"value":1,"expires":"1999-12-30T00:00:01Z"}`, `it expired at 1999-12-30T00:00:01.000Z, 2 days ago`},
 			{"cmd/boiler/temp", `5`, `"reason":"no point that may be written is meant by the topic \"cmd/boiler/temp\""`},
 			{"cmd/kiln/temp", `5`, `cmd/kiln/temp/ack {"status":"rejected","reason":"no point that may be written is meant`},
 

@@ -329,15 +329,24 @@ func (o *Order) late(now time.Time, clockSet, emergency bool) string {
 	}
 	switch {
 	case !o.Expires.IsZero() && !now.Before(o.Expires):
-		return fmt.Sprintf("it expired at %s, %s ago", point.Timestamp(o.Expires), ago(now.Sub(o.Expires)))
+		return fmt.Sprintf("it expired at %s, %s ago", point.Timestamp(o.Expires), span(o.Expires, now))
 	case o.Issued.IsZero():
 		return ""
 	case o.MaxAge > 0 && now.Sub(o.Issued) > o.MaxAge:
-		return fmt.Sprintf("its timestamp %s is %s old, at most %s are allowed", point.Timestamp(o.Issued), ago(now.Sub(o.Issued)), o.MaxAge)
+		return fmt.Sprintf("its timestamp %s is %s old, at most %s are allowed", point.Timestamp(o.Issued), span(o.Issued, now), o.MaxAge)
 	case o.Issued.Sub(now) > aheadMost && !emergency:
-		return fmt.Sprintf("its timestamp %s is %s ahead of this gateway's clock", point.Timestamp(o.Issued), ago(o.Issued.Sub(now)))
+		return fmt.Sprintf("its timestamp %s is %s ahead of this gateway's clock", point.Timestamp(o.Issued), span(now, o.Issued))
 	}
 	return ""
+}
+
+// span says for a message how long it is from one time to another: thousands of
+// years, too, which are no Duration.
+func span(from, to time.Time) string {
+	if days := (to.Unix() - from.Unix()) / (24 * 3600); days >= 2 {
+		return fmt.Sprintf("%d days", days)
+	}
+	return ago(to.Sub(from)).String()
 }
 
 // ago rounds a time for a message.
