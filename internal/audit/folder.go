@@ -156,8 +156,8 @@ const lockPatience = 2 * time.Second
 var errLocked = errors.New("another process writes it")
 
 // openHead opens or makes the head of a folder, locks it and reads it. was is
-// false if it was not there.
-func openHead(folder string) (h head, p place, was bool, err error) {
+// false if it was not there, closed if the log was left open.
+func openHead(folder string) (h head, p place, was, closed bool, err error) {
 	path := filepath.Join(folder, headName)
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	was = err == nil
@@ -165,7 +165,7 @@ func openHead(folder string) (h head, p place, was bool, err error) {
 		f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
 	}
 	if err != nil {
-		return head{}, place{}, false, err
+		return head{}, place{}, false, false, err
 	}
 	for deadline := time.Now().Add(lockPatience); ; time.Sleep(50 * time.Millisecond) {
 		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
@@ -179,10 +179,28 @@ func openHead(folder string) (h head, p place, was bool, err error) {
 	if err == nil {
 		p, err = readHead(f)
 	}
-	if err != nil {
-		return head{}, place{}, false, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+	if err == nil {
+		mark := make([]byte, len(closedMark))
+		_, _ = f.ReadAt(mark, headSize) // what cannot be read is no mark
+		if closed = string(mark) == closedMark; closed {
+			err = f.Truncate(headSize)
+		}
+		closed = closed || !was
 	}
-	return head{f}, p, was, nil
+	if err != nil {
+		return head{}, place{}, false, false, errors.Join(fmt.Errorf("%s: %w", path, err), f.Close())
+	}
+	return head{f}, p, was, closed, nil
+}
+
+// closedMark stands behind what head holds while nobody has the log open: whoever
+// had it has come to its end in order.
+const closedMark = "closed\n"
+
+// close marks the end of a log and lets go of the file.
+func (h head) close() error {
+	_, err := h.file.WriteAt([]byte(closedMark), headSize)
+	return errors.Join(err, h.file.Sync())
 }
 
 // readHead returns what a head holds, the zero place if that is nothing. The

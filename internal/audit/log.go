@@ -92,6 +92,7 @@ type Log struct {
 	ledger             flash.Ledger // in whole pages
 	seq, records, lost atomic.Uint64
 	fault, suspect     atomic.Pointer[string]
+	cut                atomic.Bool // who had it open before was killed, or lost its power
 }
 
 // missed are the records that were not taken since the disk takes none.
@@ -444,9 +445,12 @@ func (l *Log) load() error {
 	if err != nil {
 		return err
 	}
-	h, known, was, err := openHead(l.folder)
+	h, known, was, closed, err := openHead(l.folder)
 	if err != nil {
 		return err
+	}
+	if !closed {
+		l.cut.Store(true)
 	}
 	l.head, l.notes = h, nil
 	if l.last.seq > known.seq {
@@ -599,6 +603,10 @@ func (l *Log) Stats() Stats {
 	return s
 }
 
+// Cut reports whether the log was not closed by who had it open before: what the
+// last records say may not have been told to anybody.
+func (l *Log) Cut() bool { return l.cut.Load() }
+
 // Close waits for what is on its way and lets go of the folder. Later calls of
 // Append are refused.
 func (l *Log) Close() error {
@@ -615,7 +623,7 @@ func (l *Log) Close() error {
 		err = l.commit(nil) // what it still has to say of itself
 	}
 	if l.head.file != nil {
-		err = errors.Join(err, l.head.file.Sync())
+		err = errors.Join(err, l.head.close())
 	}
 	l.shut()
 	return err

@@ -1,11 +1,14 @@
 package command
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -620,6 +623,43 @@ func TestNoOrphans(t *testing.T) {
 		}
 		if n := d.book.Load().points["boiler.worn"].writes; n != 1 {
 			t.Errorf("%d writes are counted, want 1", n)
+		}
+	})
+}
+
+// An outcome that was on disk when the power went may not have been told: it is told
+// again then, and only then.
+func TestAnsweredAgain(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		d.want("cmd/boiler/level", `{"id":"before","value":3}`, `"verified"`)
+		time.Sleep(time.Minute)
+		d.send("cmd/boiler/level", `{"id":"last","value":4}`)
+		d.send("recipe/stop", `{"temp":50,"level":6}`)
+		d.send("cmd/boiler/level", `{"id":"no","value":400}`)
+		time.Sleep(100 * time.Millisecond)
+		if got := d.take(); len(got) != 3 {
+			t.Errorf("answered %q", got)
+		}
+		d.restart()
+		if got := d.take(); len(got) != 0 {
+			t.Errorf("after a restart in order answered %q", got)
+		}
+		d.end()
+		head := filepath.Join(d.dir, "audit", "head")
+		text, err := os.ReadFile(head)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(head, bytes.TrimSuffix(text, []byte("closed\n")), 0o600); err != nil { // as a kill leaves it
+			t.Fatal(err)
+		}
+		d.start()
+		if got := d.take(); len(got) != 2 || !strings.Contains(got[0], `cmd/boiler/level/ack {"id":"last","status":"verified","point":"boiler.level","value":4,"previous":3`) ||
+			!strings.Contains(got[1], `recipe/stop/ack {"status":"verified","writes":[{"status":"verified","point":"boiler.setpoint","value":50`) {
+			t.Errorf("after a kill answered %q", got)
+		}
+		if got := d.plant.writes(); len(got) != 4 {
+			t.Errorf("written %q", got)
 		}
 	})
 }

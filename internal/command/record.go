@@ -193,11 +193,21 @@ func (d *Desk) noteRefusal(r audit.Record) {
 	d.note(r)
 }
 
-// orphan is an order of before the restart whose outcome is not known.
+// orphan is an order of before the restart whose sender may not know the outcome.
 type orphan struct {
 	record audit.Record
 	result Result
+	ended  bool // the record has it
 }
+
+// Between the record of an outcome and the answer that is safe lie some
+// milliseconds. After a kill or a power cut the orders are answered again that
+// ended in the last answerTime of the record, at most maxAgain: better twice than
+// not at all.
+const (
+	answerTime = 500 * time.Millisecond
+	maxAgain   = 64
+)
 
 // past is an order that the record tells of.
 type past struct {
@@ -289,8 +299,13 @@ func (d *Desk) remember(dir string, now time.Time) {
 			delete(open, key)
 		}
 	}
+	var ended []*past // the last of them
+	var newest time.Time
 	day := int64(0) // of the newest record that knows it
 	err := audit.ReadSince(dir, since, func(r audit.Record) error {
+		if r.Time.After(newest) {
+			newest = r.Time
+		}
 		if !r.Unset {
 			day = today(r.Time)
 		}
@@ -315,6 +330,10 @@ func (d *Desk) remember(dir string, now time.Time) {
 			}
 			if p.ended() {
 				drop(key, i)
+				if len(ended) == maxAgain {
+					ended = slices.Delete(ended, 0, 1)
+				}
+				ended = append(ended, p)
 			}
 		case audit.Refused:
 			i := outcomeOf(open[key], &r)
@@ -338,11 +357,16 @@ func (d *Desk) remember(dir string, now time.Time) {
 	slices.SortFunc(left, func(a, b *past) int { return cmp.Compare(a.record.Seq, b.record.Seq) })
 	for _, p := range left {
 		keep(p)
-		d.orphans = append(d.orphans, orphan{p.record, p.answer()})
+		d.orphans = append(d.orphans, orphan{record: p.record, result: p.answer()})
 		if len(p.results) == 0 {
 			for _, id := range p.points {
 				d.spendAgain(id, day)
 			}
+		}
+	}
+	for _, p := range ended {
+		if last := p.results[len(p.results)-1]; d.o.Audit.Cut() && newest.Sub(last.Time) < answerTime {
+			d.orphans = append(d.orphans, orphan{p.record, p.answer(), true})
 		}
 	}
 	for _, p := range ids[max(0, len(ids)-maxIDs/2):] { // the newest, and there is room for more
@@ -444,13 +468,16 @@ func (d *Desk) recount(p *past, r *audit.Record, day int64) {
 }
 
 // answerOrphans says of the orders that the last run has left behind that their
-// outcome is unknown.
+// outcome is unknown, and of the last that it knew what that was.
 func (d *Desk) answerOrphans(ctx context.Context) {
 	for _, o := range d.orphans {
 		d.beat.Works() // each may wait for the disk
-		rec := o.record
-		rec.Event, rec.Status, rec.Reason = audit.Result, string(o.result.Status), o.result.Reason
-		d.note(rec)
+		if !o.ended {
+			rec := o.record
+			rec.Time = time.Time{} // now
+			rec.Event, rec.Status, rec.Reason = audit.Result, string(o.result.Status), o.result.Reason
+			d.note(rec)
+		}
 		topic, ok := strings.CutPrefix(o.record.Reason, answerOn)
 		sink := d.o.Answers[o.record.Via]
 		if !ok || sink == nil {
