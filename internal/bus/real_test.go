@@ -124,8 +124,11 @@ func TestRealLines(t *testing.T) {
 			defer stop()
 
 			confirmed := 0
-			until := time.Now().Add(2500 * time.Millisecond)
-			for n := int64(1); time.Now().Before(until); n++ {
+			begin := time.Now()
+			for n := int64(1); time.Since(begin) < 2500*time.Millisecond || confirmed < 20; n++ {
+				if time.Since(begin) > time.Minute {
+					t.Fatalf("only %d writes were confirmed", confirmed)
+				}
 				for u := range 2 {
 					id := point.ID(fmt.Sprintf("d%d.w", u+1))
 					if b.Write(ctx, id, point.IntValue(n)) == nil {
@@ -136,9 +139,6 @@ func TestRealLines(t *testing.T) {
 					}
 				}
 				time.Sleep(10 * time.Millisecond)
-			}
-			if confirmed == 0 { // how many depends on the machine
-				t.Errorf("%d writes were confirmed", confirmed)
 			}
 			// The device that was away is read again soon.
 			deadline := time.Now().Add(30 * time.Second)
