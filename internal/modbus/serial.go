@@ -14,6 +14,12 @@ import (
 // 16 ms apart, so silence is not judged more finely than this.
 const staleAfter = 50 * time.Millisecond
 
+// adapterPause is how long an adapter holds bytes back, at most, and some more.
+const adapterPause = 20 * time.Millisecond
+
+// mostSame is how many requests in a row may be like the answer before.
+const mostSame = 30
+
 // asciiPause is the longest pause within an ASCII frame (SER 2.5.2).
 const asciiPause = time.Second
 
@@ -64,7 +70,7 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 		}
 	}()
 
-	p := &serialPort{server: s, framing: f, units: units, tally: s.tallies.get(Client(ctx)), silence: Silence(charTime)}
+	p := &serialPort{server: s, framing: f, units: units, tally: s.tallies.get(Client(ctx)), silence: Silence(charTime), char: charTime}
 	for {
 		var r serialRead
 		select {
@@ -98,7 +104,7 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 				return fmt.Errorf("modbus server: write: %w", err)
 			}
 			p.tally.out.Add(uint64(len(answer)))
-			p.sent(answer)
+			p.sent(answer, time.Now())
 		}
 		if r.err != nil {
 			if errors.Is(r.err, io.EOF) {
@@ -183,12 +189,17 @@ type serialPort struct {
 	units   func(UnitID) bool
 	tally   *tally
 	silence time.Duration
+	char    time.Duration
 
 	buf    []byte
 	starts []int // offsets in buf before which there was a silence, ascending
 	last   time.Time
 	echo   []byte // of ours, still to be heard
 	out    []byte
+
+	answer []byte    // the last one
+	heard  time.Time // when its echo would have been heard, if nobody said that there is one
+	same   int       // requests in a row that were the very answer before, and came by then
 }
 
 // feed takes bytes that were read at a time.
@@ -231,7 +242,9 @@ func (p *serialPort) whole() bool {
 }
 
 // sent notes what was written, whose echo the line may bring back.
-func (p *serialPort) sent(b []byte) {
+func (p *serialPort) sent(b []byte, at time.Time) {
+	p.answer = append(p.answer[:0], b...)
+	p.heard = at.Add(time.Duration(len(b))*p.char + adapterPause)
 	if p.server.Echo {
 		p.echo = append(p.echo[:0], b...)
 	}
@@ -252,6 +265,23 @@ func (p *serialPort) dropEcho(b []byte) []byte {
 	return b[n:]
 }
 
+// circles reports whether a request is to be passed over because it may be our own
+// answer, and that to it again, without end: the answer to a single write is the
+// request. That is so where a port hears its own sending and nobody said so.
+func (p *serialPort) circles(adu []byte) bool {
+	if !bytes.Equal(adu, p.answer) || p.last.After(p.heard) {
+		p.same = 0
+		return false
+	}
+	if p.same++; p.same < mostSame {
+		return false
+	}
+	p.same = 0
+	p.server.log().Warn("one request again and again: does the port hear its own sending?", "client", p.tally.client)
+	p.server.badFrame(p.tally)
+	return true
+}
+
 // next works off one frame of what was fed. ok is false when no whole frame is
 // left; answer is empty for a frame that gets none. The answer is valid until
 // the next call.
@@ -264,7 +294,7 @@ func (p *serialPort) next(ctx context.Context) (answer []byte, ok bool) {
 		n := p.frame(p.buf)
 		if n > 0 {
 			adu := p.buf[:n]
-			if unit, req, err := DecodeRTU(adu); err == nil && p.ours(unit) {
+			if unit, req, err := DecodeRTU(adu); err == nil && p.ours(unit) && !p.circles(adu) {
 				p.tally.came(n, p.last)
 				if resp := p.server.answerSerial(ctx, p.tally, p.units, unit, req); len(resp) > 0 {
 					p.out = AppendRTU(p.out, unit, resp)
@@ -355,6 +385,10 @@ func (p *serialPort) nextASCII(ctx context.Context) (answer []byte, ok bool) {
 			p.buf = p.buf[:0]
 		}
 		return nil, false
+	}
+	if p.circles(p.buf[:end+1]) {
+		p.drop(end + 1)
+		return nil, true
 	}
 	p.tally.came(end+1, p.last)
 	p.out = p.server.answerASCII(ctx, p.tally, p.units, p.buf[:end+1], p.out)

@@ -234,7 +234,7 @@ func feed(p *serialPort, lumps []lump) (answers []byte) {
 			}
 			if len(answer) > 0 {
 				answers = append(answers, answer...)
-				p.sent(answer)
+				p.sent(answer, at)
 			}
 		}
 	}
@@ -260,6 +260,35 @@ func TestSerialPortEcho(t *testing.T) {
 	other := AppendRTU(nil, 1, WriteRegisterRequest(0, 6))
 	if got := feed(p, []lump{{0, other}}); !bytes.Equal(got, other) {
 		t.Errorf("a request in place of the echo is answered % x", got)
+	}
+}
+
+// Where a port hears its own sending, and nobody said so, a single write is done some
+// times, not for ever. A client that writes the same ten times a second is served.
+func TestSerialPortCircles(t *testing.T) {
+	for _, f := range []Framing{FramingRTU, FramingASCII} {
+		write := f.Append(nil, 0, 1, WriteRegisterRequest(0, 5))
+		p := &serialPort{server: &Server{Endpoint: newMemory(100)}, framing: f, tally: new(tally), silence: Silence(charTime), char: charTime,
+			units: func(u UnitID) bool { return u == 1 }}
+		times := 0
+		for b := write; len(b) > 0 && times <= mostSame; times++ {
+			at := p.last.Add(12 * time.Millisecond)
+			p.feed(b, at)
+			answer, _ := p.next(context.Background())
+			if b = bytes.Clone(answer); len(b) > 0 {
+				p.sent(b, at)
+			}
+		}
+		if times != mostSame+1 { // the last is passed over
+			t.Errorf("%v: the answer went round %d times", f, times)
+		}
+		var own []lump
+		for range 2 * mostSame {
+			own = append(own, lump{100 * time.Millisecond, write})
+		}
+		if got := feed(p, own); len(got) != len(own)*len(write) {
+			t.Errorf("%v: %d of %d requests answered", f, len(got)/len(write), len(own))
+		}
 	}
 }
 
