@@ -589,7 +589,7 @@ func TestValidate(t *testing.T) {
 }
 
 func TestCheckWrite(t *testing.T) {
-	ten, ninety, half, odd, tenth := dec("10"), dec("90"), dec("0.5"), dec("10.3"), dec("0.1")
+	ten, ninety, half, odd, odder, tenth := dec("10"), dec("90"), dec("0.5"), dec("10.3"), dec("10.36"), dec("0.1")
 	ranged := reg(Int16).with(func(p *Point) {
 		p.Scale, p.Write = dec("0.1"), &Write{Min: &ten, Max: &ninety, Step: &half}
 	})
@@ -614,6 +614,14 @@ func TestCheckWrite(t *testing.T) {
 		{"rounded past the least", reg(Uint16).with(func(p *Point) { p.Scale, p.Write = half, &Write{Min: &odd} }), ParseValue("10.3"), ""},
 		{"rounded below the most", reg(Uint16).with(func(p *Point) { p.Scale, p.Write = half, &Write{Max: &odd} }), ParseValue("10.2"), ""},
 		{"a float at the most", reg(Float32).with(func(p *Point) { p.Write = &Write{Max: &tenth} }), ParseValue("0.1"), ""},
+		{"a scaled float at the most", reg(Float32).with(func(p *Point) { p.Scale, p.Write = dec("1.8"), &Write{Max: &odd} }), ParseValue("10.3"), ""},
+		{"a scaled float at the least", reg(Float64).with(func(p *Point) { p.Scale, p.Write = dec("3"), &Write{Min: &odd} }), ParseValue("10.3"), ""},
+		{"a short float at the least", reg(Float16).with(func(p *Point) { p.Write = &Write{Min: &odd} }), ParseValue("10.3"), ""},
+		{"shown rounded past the most", reg(Int16).with(func(p *Point) {
+			p.Scale, p.Round, p.Decimals, p.Write = dec("0.01"), true, 1, &Write{Max: &odder}
+		}), ParseValue("10.36"), ""},
+		{"a bit field at the most", reg(Uint16).with(func(p *Point) { p.FirstBit, p.BitCount, p.Write = 4, 4, &Write{Max: &ten} }), IntValue(10), ""},
+		{"the low byte at the most", reg(Int8).with(func(p *Point) { p.LowByte, p.Write = true, &Write{Max: &ten} }), IntValue(10), ""},
 		{"between steps", ranged, ParseValue("75.3"), "75.3 is not a multiple of the step 0.5 from 10"},
 		{"not a number", ranged, TextValue("high"), `"high" is not a number`},
 		{"past the register", ranged, IntValue(5000), "5000 is outside -3276.8 to 3276.7 (int16)"},
