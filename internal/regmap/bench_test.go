@@ -17,13 +17,13 @@ func BenchmarkRead(b *testing.B) {
 	var s strings.Builder
 	s.WriteString("buses: { plc: { tcp: 10.0.0.10:502 } }\ndevices: { d: { bus: plc, every: 1h, points: {\n")
 	for i := range 10_000 {
-		fmt.Fprintf(&s, "p%d: { at: holding %d },\n", i, i)
+		fmt.Fprintf(&s, "  p%d: { at: holding %d },\n", i, i)
 	}
-	s.WriteString("} } }\nservers: [ { listen: tcp://127.0.0.1:0, map: {\n")
+	s.WriteString("  } } }\nservers: [ { listen: tcp://127.0.0.1:0, map: {\n")
 	for i := range 10_000 {
-		fmt.Fprintf(&s, "holding %d: d.p%d,\n", i, i)
+		fmt.Fprintf(&s, "  holding %d: d.p%d,\n", i, i)
 	}
-	s.WriteString("} } ]\n")
+	s.WriteString("  } } ]\n")
 	cfg, err := config.LoadBytes("bench", []byte(s.String()))
 	if err != nil {
 		b.Fatal(err)

@@ -89,6 +89,9 @@ func (u *everywhere) ReadFrom(p []byte) (int, net.Addr, error) {
 func (u *everywhere) WriteTo(p []byte, to net.Addr) (int, error) {
 	c := to.(caller)
 	n, _, err := u.WriteMsgUDP(p, c.asked, c.UDPAddr)
+	if err != nil && c.asked != nil { // that of a broadcast is nobody's, as of IPv4 on [::]
+		return u.UDPConn.WriteTo(p, c.UDPAddr)
+	}
 	return n, err
 }
 

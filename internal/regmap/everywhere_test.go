@@ -50,6 +50,27 @@ func TestEverywhere(t *testing.T) {
 	}
 }
 
+// A datagram to everyone is answered, though nobody has the address that it went to.
+func TestEverywhereBroadcast(t *testing.T) {
+	for _, listen := range []string{"0.0.0.0:0", "[::]:0"} {
+		s, _ := startServer(t, "listen: 'udp://"+listen+"', allow: 127.0.0.0/8")
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		everyone := &net.UDPAddr{IP: net.IPv4(127, 255, 255, 255), Port: s.Addr().(*net.UDPAddr).Port}
+		if _, err := c.WriteTo(modbus.AppendTCP(nil, 1, 7, modbus.ReadRequest(modbus.HoldingRegisters, 1, 1)), everyone); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, modbus.MaxTCP)
+		if n, from, err := c.ReadFrom(buf); err != nil || n != modbus.MBAPLen+4 {
+			t.Errorf("%s: %d bytes from %v, %v", listen, n, from, err)
+		}
+	}
+}
+
 // An address that the machine does not have yet is waited for; one that is taken is
 // an error as ever.
 func TestAddressNotThereYet(t *testing.T) {
