@@ -719,3 +719,36 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// TestCut asks for how the log was left. A power cut may bring back the head of
+// before the start, with its mark: it is written, and cut, when the system likes.
+func TestCut(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, folderName, headName)
+	want := func(what string, want bool) *Log {
+		t.Helper()
+		l := open(t, dir, Options{})
+		if is := l.Cut(); is != want {
+			t.Errorf("%s: Cut = %v, want %v", what, is, want)
+		}
+		return l
+	}
+	l := want("the first start", false)
+	add(t, l, 0, 3)
+	shut(t, l)
+	closed := load(t, path)
+	l = want("closed", false)
+	open := load(t, path)
+	shut(t, l)
+	save(t, path, open)
+	l = want("killed", true)
+	shut(t, l)
+	l = want("closed, nothing written", false)
+	add(t, l, 3, 5)
+	shut(t, l)
+	save(t, path, closed)
+	shut(t, want("power cut", true))
+	shut(t, want("closed after that", false))
+	whole(t, dir)
+}

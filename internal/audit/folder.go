@@ -197,9 +197,12 @@ func openHead(folder string) (h head, p place, was, closed bool, err error) {
 // had it has come to its end in order.
 const closedMark = "closed\n"
 
-// close marks the end of a log and lets go of the file.
-func (h head) close() error {
-	_, err := h.file.WriteAt([]byte(closedMark), headSize)
+// close marks the end of a log, whose last record is at p.
+func (h head) close(p place) error {
+	err := h.write(p)
+	if err == nil {
+		_, err = h.file.WriteAt([]byte(closedMark), headSize)
+	}
 	return errors.Join(err, h.file.Sync())
 }
 

@@ -452,6 +452,7 @@ func (l *Log) load() error {
 	if !closed {
 		l.cut.Store(true)
 	}
+	named := known.seq
 	l.head, l.notes = h, nil
 	if l.last.seq > known.seq {
 		known = l.last // this process wrote it
@@ -506,6 +507,9 @@ func (l *Log) load() error {
 	}
 	if e.last.seq > known.seq { // else the head's hash stands: a record that was replaced stays a break
 		known = e.last
+	}
+	if e.last.seq > named { // the head is of before a power cut, and so may be the mark in it
+		l.cut.Store(true)
 	}
 	if known.seq > 0 {
 		l.last = known
@@ -623,7 +627,7 @@ func (l *Log) Close() error {
 		err = l.commit(nil) // what it still has to say of itself
 	}
 	if l.head.file != nil {
-		err = errors.Join(err, l.head.close())
+		err = errors.Join(err, l.head.close(l.last))
 	}
 	l.shut()
 	return err
