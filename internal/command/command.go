@@ -216,6 +216,7 @@ type Desk struct {
 	events   atomic.Int32                          // messages on their way to the event log
 	orphans  []orphan                              // of before the restart; Run's
 	lastDay  int64                                 // of the newest record of before the start that knows it, in days since 1970; 0: none
+	began    time.Time                             // when that was read
 	seed     maphash.Seed
 
 	mu       sync.Mutex

@@ -379,10 +379,10 @@ func (d *Desk) checkPace(j *job, now time.Time) Result {
 func today(now time.Time) int64 { return now.Unix() / (24 * 3600) }
 
 // today is the day of the budgets. Until the clock is set it is that of the last
-// record, so that a restart gives no new budget.
+// record, so that a restart gives no new budget, and the next after each 24 hours.
 func (d *Desk) today(now time.Time) int64 {
 	if d.lastDay > 0 && !d.o.ClockSet() {
-		return d.lastDay
+		return d.lastDay + int64(now.Sub(d.began)/(24*time.Hour))
 	}
 	return today(now)
 }

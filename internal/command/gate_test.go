@@ -483,6 +483,29 @@ func TestEmergencyAgain(t *testing.T) {
 	})
 }
 
+// It does not wait for that look where nothing says that the device stands still:
+// right after a start a stop that comes again is written at once.
+func TestEmergencyAgainUnseen(t *testing.T) {
+	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
+		const stop = `{"value":"EMERGENCY_STOP","id":"stop"}`
+		d.want("emergency/stop", stop, "STOPPED")
+		d.restart()
+		clear(d.plant.last)
+		looked := make(map[point.ID]bool)
+		d.plant.read = func(id point.ID) error { looked[id] = true; return nil }
+		d.plant.write = func(id point.ID, _ point.Value) (bool, error) {
+			if looked[id] {
+				t.Errorf("%s was read before it was written", id)
+			}
+			return true, nil
+		}
+		d.want("emergency/stop", stop, "STOPPED")
+		if w := d.plant.writes(); len(w) != 4 {
+			t.Errorf("written %q", w)
+		}
+	})
+}
+
 // What waited too long is not written any more.
 func TestExpiresInTurn(t *testing.T) {
 	bubble(t, testCommands, nil, func(t *testing.T, d *desk) {
@@ -705,6 +728,8 @@ func TestRestartWithoutClock(t *testing.T) {
 		d.restart()
 		d.want("cmd/boiler/worn", "7", `the budget of boiler.worn is used up`)
 		d.want("cmd/boiler/worn", `{"value":0,"id":"w0"}`, `{"id":"w0","status":"verified"`)
+		time.Sleep(24 * time.Hour) // nobody sets it
+		d.want("cmd/boiler/worn", "6", `"verified"`)
 		set = true
 		d.want("cmd/boiler/worn", "7", `"verified"`)
 	})

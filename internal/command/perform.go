@@ -217,10 +217,11 @@ func (d *Desk) send(ctx context.Context, j *job, c *checked, fresh bool) (out Ou
 	}
 	if p.Write.SkipIfEqual && !j.emergency || j.again {
 		// What a poll has shown may be old: nothing is left out over that alone. A
-		// point that was never seen, as right after a start, is looked at as well.
+		// point that was never seen, as right after a start, is looked at as well,
+		// for which an emergency does not wait.
 		known := !out.Previous.IsZero()
 		_, seen := d.o.Last(p.ID)
-		if fresh || known && point.Equal(out.Previous, c.expect) || !known && (!seen || p.Every == point.Never) {
+		if fresh || known && point.Equal(out.Previous, c.expect) || !known && (!seen && !j.emergency || p.Every == point.Never) {
 			if shown, err := d.read(ctx, p.ID); err == nil {
 				out.Previous = shown
 				if point.Equal(shown, c.expect) {

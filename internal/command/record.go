@@ -352,7 +352,7 @@ func (d *Desk) remember(dir string, now time.Time) {
 	if err != nil {
 		d.log.Error("the record of before cannot be read as a whole, ids of before the start may be taken again", "err", err)
 	}
-	d.lastDay = day
+	d.lastDay, d.began = day, now
 	left := slices.Concat(slices.Collect(maps.Values(open))...)
 	slices.SortFunc(left, func(a, b *past) int { return cmp.Compare(a.record.Seq, b.record.Seq) })
 	for _, p := range left {
