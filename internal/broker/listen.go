@@ -86,13 +86,17 @@ func (b *Broker) open(before *Broker) (err error) {
 		default:
 			return fmt.Errorf("listen %s: unknown scheme, want mqtt, mqtts, ws or wss", l.url())
 		}
+		absent := false
 		if had := before.at(cfg.Address); had != nil {
 			l.net, err = socket.Again(had)
 		} else {
-			l.net, err = net.Listen("tcp", cfg.Address)
+			l.net, absent, err = socket.Listen(cfg.Address)
 		}
 		if err != nil {
 			return fmt.Errorf("listen %s: %w%s", l.url(), err, remedy(err))
+		}
+		if absent {
+			b.log.Warn("the address is not on this machine, it is served once it is", "listen", l.url())
 		}
 		b.listeners = append(b.listeners, l)
 	}
@@ -138,8 +142,6 @@ func remedy(err error) string {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return " (another program has it, perhaps another broker: stop that or choose another port)"
-	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return " (this machine has no such address)"
 	case errors.Is(err, syscall.EACCES):
 		return " (ports below 1024 need the capability CAP_NET_BIND_SERVICE)"
 	}

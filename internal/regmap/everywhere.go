@@ -2,34 +2,12 @@ package regmap
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
-
-// network returns the network to listen in for an address: 0.0.0.0 is IPv4 alone,
-// which Go itself takes for both, [::] and no host are both.
-func network(protocol, address string) string {
-	if a, err := netip.ParseAddrPort(address); err == nil && a.Addr() == netip.IPv4Unspecified() {
-		return protocol + "4"
-	}
-	return protocol
-}
-
-// freeBind has a socket take an address that is not on this machine, or not yet.
-func freeBind(network, _ string, raw syscall.RawConn) (err error) {
-	level, option := unix.IPPROTO_IP, unix.IP_FREEBIND
-	if strings.HasSuffix(network, "6") {
-		level, option = unix.IPPROTO_IPV6, unix.IPV6_FREEBIND
-	}
-	failed := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
-	return errors.Join(failed, err)
-}
 
 // everywhere is a UDP socket that listens on all addresses of the machine and
 // answers from that which was asked. Left to itself the kernel takes the address of

@@ -17,8 +17,6 @@ import (
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/quick"
 	"fieldgate/internal/socket"
-
-	"golang.org/x/sys/unix"
 )
 
 // Server is a Map on its socket or serial port.
@@ -45,31 +43,21 @@ const (
 // opened by Run, as often as it takes. Close ends what is not run.
 func Listen(cfg config.Server, m *Map, log *slog.Logger) (*Server, error) {
 	s := newServer(cfg, m, log)
-	var lc net.ListenConfig
-	err := s.listen(&lc)
-	if errors.Is(err, unix.EADDRNOTAVAIL) {
-		// A network that comes up late, or has no cable yet, must not keep the rest
-		// from its work.
-		log.Warn("the address is not on this machine, it is served once it is", "address", cfg.Address)
-		lc.Control = freeBind
-		err = s.listen(&lc)
+	var absent bool
+	var err error
+	switch cfg.Kind {
+	case config.TCP:
+		s.l, absent, err = socket.Listen(cfg.Address)
+	case config.UDP:
+		s.pc, absent, err = socket.ListenPacket(cfg.Address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", cfg.Name, err)
 	}
-	return s, nil
-}
-
-// listen opens the socket; a serial port has none.
-func (s *Server) listen(lc *net.ListenConfig) (err error) {
-	ctx, address := context.Background(), s.cfg.Address // only names are waited for
-	switch s.cfg.Kind {
-	case config.TCP:
-		s.l, err = lc.Listen(ctx, network("tcp", address), address)
-	case config.UDP:
-		s.pc, err = lc.ListenPacket(ctx, network("udp", address), address)
+	if absent {
+		log.Warn("the address is not on this machine, it is served once it is", "address", cfg.Address)
 	}
-	return err
+	return s, nil
 }
 
 func newServer(cfg config.Server, m *Map, log *slog.Logger) *Server {

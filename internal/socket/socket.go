@@ -1,6 +1,6 @@
-// Package socket hands a listening socket from one part of the process to the
-// one that takes its place. The address is never free in between, and clients
-// that connect meanwhile wait for the successor.
+// Package socket opens listening sockets, and hands one from the part of the
+// process that has it to the one that takes its place: the address is never free in
+// between, and clients that connect meanwhile wait for the successor.
 package socket
 
 import (

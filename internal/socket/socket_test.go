@@ -1,9 +1,12 @@
 package socket
 
 import (
+	"errors"
 	"net"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // The successor serves who connected before it began, and the address stays
@@ -64,5 +67,19 @@ func TestAgainPacket(t *testing.T) {
 	}
 	if n, _, err := next.ReadFrom(make([]byte, 8)); n != 1 || err != nil {
 		t.Errorf("ReadFrom = %d, %v", n, err)
+	}
+}
+
+// A port that is taken is an error, also at an address that is absent.
+func TestListenTwice(t *testing.T) {
+	for _, address := range []string{"127.0.0.1:0", "192.0.2.1:1502"} {
+		l, absent, err := Listen(address)
+		if err != nil || absent != (address == "192.0.2.1:1502") {
+			t.Fatalf("%s: absent %v, %v", address, absent, err)
+		}
+		defer l.Close()
+		if l, _, err := Listen(l.Addr().String()); !errors.Is(err, unix.EADDRINUSE) {
+			t.Errorf("%s a second time: %v, %v", address, l, err)
+		}
 	}
 }
