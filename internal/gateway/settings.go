@@ -573,13 +573,16 @@ func (r *remote) handle(ctx context.Context, q *request) {
 		refuse()
 		return
 	}
-	r.said = nil // its file is written over
 	h, err := r.source.stage(q, t.body, t.before)
 	if err != nil {
+		if r.said == nil {
+			r.settle() // it may have its name already
+		}
 		a = remoteAnswer{Status: remoteRejected, Reason: "it cannot be staged: " + err.Error()}
 		refuse()
 		return
 	}
+	r.said = nil // its file is written over
 	r.source.at("record accepted")
 	if err := r.append(ctx, recordOf(q, &a)); err != nil {
 		r.source.drop()

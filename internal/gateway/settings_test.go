@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -634,4 +636,43 @@ func TestRestoreWithoutFile(t *testing.T) {
 	if r := a.last("next", remoteRejected); !strings.HasPrefix(r.Reason, "the configuration is no good as it stands") {
 		t.Error(r.Reason)
 	}
+}
+
+// A change that cannot be staged leaves nothing of the one before it, whose last
+// answer was given just then, nor of its own.
+func TestUnstaged(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	a := follow(t, t.TempDir(), "site: { id: s }\nbroker: { listen: mqtt://127.0.0.1:0, anonymous: true }\nsettings: { from: local, allow: [broker.listen] }\nweb: false\n")
+	change := func(id, reason string) {
+		t.Helper()
+		a.send(`{"id":"`+id+`","set":{"broker.listen":"mqtt://`+taken.Addr().String()+`"}}`, false)
+		if r := a.last(id, remoteRejected); !strings.Contains(r.Reason, reason) {
+			t.Errorf("%s: %+v", id, r)
+		}
+	}
+	file := filepath.Join(a.dir, trialFile)
+	gone := func() bool {
+		_, err := os.Stat(file)
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	change("x", "it cannot be put to work")
+	if gone() {
+		t.Error("the file of a trial is gone just when it was answered")
+	}
+	if err := os.Mkdir(file+".new", 0o700); err != nil { // as a disk that takes nothing
+		t.Fatal(err)
+	}
+	change("y", "it cannot be staged")
+	a.until("the file of the first trial is gone", gone)
+
+	if err := os.WriteFile(file, nil, 0o600); err != nil { // as one that fails late
+		t.Fatal(err)
+	}
+	change("z", "it cannot be staged")
+	a.until("what was written of the last is gone", gone)
 }
