@@ -207,7 +207,8 @@ func TestPassPlacesAreShared(t *testing.T) {
 				}
 			}
 		}
-		ask("tool", cfg.InFlight+maxPasses, tool)
+		ask("tool", cfg.InFlight, tool) // those are on the wire
+		ask("tool", maxPasses, tool)
 		refused("tool", tool, 0)
 		ask("tool", 3, tool)
 		refused("tool", tool, 3)
