@@ -71,6 +71,7 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 	}()
 
 	p := &serialPort{server: s, framing: f, units: units, tally: s.tallies.get(Client(ctx)), silence: Silence(charTime), char: charTime}
+	late := false // the last answer was not sent, and more that was given up may follow
 	for {
 		var r serialRead
 		select {
@@ -91,12 +92,12 @@ func (s *Server) ServeSerial(ctx context.Context, rw io.ReadWriteCloser, f Frami
 			if len(answer) == 0 {
 				continue
 			}
-			if time.Since(r.at) < staleAfter {
-				wait(ctx, time.Until(r.at.Add(p.silence)))
-			} else if asked := r.at; p.overtaken(ctx, reads, free, &r) {
+			asked := r.at
+			if late = (late || time.Since(asked) >= staleAfter) && p.overtaken(ctx, reads, free, &r); late {
 				s.log().Debug("answer not sent, the client has asked something else", "client", p.tally.client, "after", time.Since(asked))
 				continue
 			}
+			wait(ctx, time.Until(r.at.Add(p.silence)))
 			if _, err := rw.Write(answer); err != nil {
 				if ctx.Err() != nil {
 					return nil
@@ -126,6 +127,9 @@ type serialRead struct {
 // the one to what r brought, and asked something else. It waits as long as what has
 // come may become that; r is then the newest read.
 func (p *serialPort) overtaken(ctx context.Context, reads <-chan serialRead, free chan<- []byte, r *serialRead) bool {
+	if p.whole() {
+		return true
+	}
 	for until := time.Now().Add(time.Millisecond); r.err == nil; until = r.at.Add(p.patience()) {
 		next, ok := readUntil(ctx, reads, until)
 		if !ok {

@@ -241,6 +241,7 @@ func (s *Server) serve(ctx context.Context, c *session, f Framing) {
 	// One frame always fits, so that a reader may peek at a whole one.
 	in, out := bufio.NewReaderSize(conn, MaxASCII), make([]byte, 0, MaxASCII)
 	limits := limits{conn: conn, idle: s.idle()}
+	late := false // the last answer was not sent, and more that was given up may follow
 	for {
 		if err := limits.request(); err != nil {
 			return
@@ -253,7 +254,7 @@ func (s *Server) serve(ctx context.Context, c *session, f Framing) {
 		if len(answer) == 0 {
 			continue
 		}
-		if f != FramingTCP && c.silence() > staleAfter && limits.overtaken(in) {
+		if late = f != FramingTCP && (late || c.silence() > staleAfter) && limits.overtaken(in); late {
 			s.log().Debug("answer not sent, the client has asked something else", "client", c.from.String())
 			continue
 		}
@@ -443,10 +444,12 @@ const maxDatagrams = 8
 // counted and ignored. The requests of one address are answered in
 // the order they came, and those of another do not wait for them; what comes
 // while eight of an address wait, or MaxClients addresses, is ignored and
-// counted as refused. It returns an error when pc fails.
+// counted as refused. As on a line, an answer that took its time is not sent once
+// its client has asked something else, which it would be taken to answer. It
+// returns an error when pc fails.
 func (s *Server) ServeUDP(ctx context.Context, pc net.PacketConn, f Framing) error {
 	running, cancel := context.WithCancel(ctx)
-	u := &datagrams{server: s, conn: pc, framing: f, waiting: make(map[string][][]byte)}
+	u := &datagrams{server: s, conn: pc, framing: f, waiting: make(map[string][]datagram)}
 	defer u.answering.Wait()
 	defer cancel()
 	defer pc.Close()
@@ -474,7 +477,13 @@ type datagrams struct {
 	answering sync.WaitGroup
 
 	mu      sync.Mutex
-	waiting map[string][][]byte // behind the one being answered, by address
+	waiting map[string][]datagram // behind the one being answered, by address
+}
+
+// datagram is one that has come.
+type datagram struct {
+	b  []byte
+	at time.Time
 }
 
 // take has one datagram answered; false: there are too many.
@@ -486,9 +495,9 @@ func (u *datagrams) take(ctx context.Context, from net.Addr, b []byte) bool {
 	if busy && len(queue) >= maxDatagrams || !busy && len(u.waiting) >= u.server.maxClients() {
 		return false
 	}
-	b = bytes.Clone(b)
+	d := datagram{bytes.Clone(b), time.Now()}
 	if busy {
-		u.waiting[key] = append(queue, b)
+		u.waiting[key] = append(queue, d)
 		return true
 	}
 	u.waiting[key] = nil
@@ -496,35 +505,46 @@ func (u *datagrams) take(ctx context.Context, from net.Addr, b []byte) bool {
 		host := hostOf(from)
 		t := u.server.tallies.get(host)
 		ctx := WithClient(ctx, host)
-		for more := true; more; b, more = u.next(ctx, key) {
-			u.answer(ctx, t, from, b)
+		for more := true; more; d, more = u.next(ctx, key) {
+			u.answer(ctx, t, from, d)
 		}
 	})
 	return true
 }
 
 // next returns the next datagram of an address.
-func (u *datagrams) next(ctx context.Context, key string) (b []byte, more bool) {
+func (u *datagrams) next(ctx context.Context, key string) (d datagram, more bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	queue := u.waiting[key]
 	if len(queue) == 0 || ctx.Err() != nil {
 		delete(u.waiting, key)
-		return nil, false
+		return datagram{}, false
 	}
 	u.waiting[key] = queue[1:]
 	return queue[0], true
 }
 
-func (u *datagrams) answer(ctx context.Context, t *tally, from net.Addr, b []byte) {
-	out := u.reply(ctx, t, b)
+func (u *datagrams) answer(ctx context.Context, t *tally, from net.Addr, d datagram) {
+	out := u.reply(ctx, t, d.b)
 	if len(out) == 0 {
+		return
+	}
+	if u.framing != FramingTCP && time.Since(d.at) > staleAfter && u.waits(from.String()) {
+		u.server.log().Debug("answer not sent, the client has asked something else", "client", from.String())
 		return
 	}
 	t.out.Add(uint64(len(out)))
 	if _, err := u.conn.WriteTo(out, from); err != nil {
 		u.server.log().Debug("answer not sent", "client", from.String(), "err", err)
 	}
+}
+
+// waits reports whether a datagram of an address waits.
+func (u *datagrams) waits(key string) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.waiting[key]) > 0
 }
 
 // reply returns the frame that answers the one in a datagram, empty for none.
