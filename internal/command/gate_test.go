@@ -667,16 +667,7 @@ func TestAnsweredAgain(t *testing.T) {
 		if got := d.take(); len(got) != 0 {
 			t.Errorf("after a restart in order answered %q", got)
 		}
-		d.end()
-		head := filepath.Join(d.dir, "audit", "head")
-		text, err := os.ReadFile(head)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(head, bytes.TrimSuffix(text, []byte("closed\n")), 0o600); err != nil { // as a kill leaves it
-			t.Fatal(err)
-		}
-		d.start()
+		d.kill()
 		if got := d.take(); len(got) != 2 || !strings.Contains(got[0], `cmd/boiler/level/ack {"id":"last","status":"verified","point":"boiler.level","value":4,"previous":3`) ||
 			!strings.Contains(got[1], `recipe/stop/ack {"status":"verified","writes":[{"status":"verified","point":"boiler.setpoint","value":50`) {
 			t.Errorf("after a kill answered %q", got)
@@ -685,6 +676,37 @@ func TestAnsweredAgain(t *testing.T) {
 			t.Errorf("written %q", got)
 		}
 	})
+	const texts = `
+  - { topic: go, match: GO, write: { boiler.stop: 0 }, ack: { topic: motor, text: GOING } }
+  - { topic: halt, match: HALT, write: { boiler.stop: 1 }, ack: { topic: motor, text: HALTED } }
+  - { topic: to/+/level, write: boiler.level, ack: { text: LEVELLED } }
+`
+	for topic, payload := range map[string]string{"emergency/stop": "EMERGENCY_STOP", "halt": "HALT", "go": "GO", "to/x/level": "7"} {
+		bubble(t, testCommands+texts, nil, func(t *testing.T, d *desk) {
+			d.send(topic, payload)
+			time.Sleep(100 * time.Millisecond)
+			first := d.take()
+			d.kill()
+			if again := d.take(); len(first) != 1 || strings.Contains(first[0], "{") || !slices.Equal(again, first) {
+				t.Errorf("answered %q, after a kill %q", first, again)
+			}
+		})
+	}
+}
+
+// kill is restart after an end that is none.
+func (d *desk) kill() {
+	d.t.Helper()
+	d.end()
+	head := filepath.Join(d.dir, "audit", "head")
+	text, err := os.ReadFile(head)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	if err := os.WriteFile(head, bytes.TrimSuffix(text, []byte("closed\n")), 0o600); err != nil {
+		d.t.Fatal(err)
+	}
+	d.start()
 }
 
 // What is remembered does not depend on how long the gateway was off, nor on how

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"fieldgate/internal/audit"
+	"fieldgate/internal/config"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/point"
 )
@@ -488,10 +489,37 @@ func (d *Desk) answerOrphans(ctx context.Context) {
 			a.point, a.value = o.record.Point, valueOf(o.record.Value)
 		}
 		m := mqtt.Message{Topic: topic, QoS: 1}
-		m.Payload, m.Stamp = a.json(d.o.Clock)
+		if text := d.textOf(&o.record, topic); text != "" && o.result.Status == Verified {
+			m.Payload = []byte(text)
+		} else {
+			m.Payload, m.Stamp = a.json(d.o.Clock)
+		}
 		if err := sink.Deliver(ctx, m); err != nil {
 			d.log.Error("answer not delivered", "to", o.record.Via, "topic", topic, "err", err)
 		}
 	}
 	d.orphans = nil
+}
+
+// textOf returns the text that the order of a record is answered with on topic, once
+// it is seen done, in place of the JSON; "" if there is none.
+func (d *Desk) textOf(r *audit.Record, topic string) string {
+	commands := d.book.Load().commands
+	for i := range commands {
+		c := &commands[i]
+		if c.Ack.Text == "" || !slices.Contains(c.From, r.Via) {
+			continue
+		}
+		var points, values []string
+		for _, t := range c.Targets {
+			m := message{Message: mqtt.Message{Topic: strings.TrimSuffix(topic, "/ack")}, command: c, targets: []config.Target{t}}
+			if m.ackTopic() == topic && (c.Ack.Topic != "" || mqtt.Filter(t.Filter).Match(m.Topic)) {
+				points, values = append(points, string(t.Point)), append(values, t.Value.String())
+			}
+		}
+		if strings.Join(points, between) == r.Point && (c.Kind != config.MatchCommand || strings.Join(values, between) == r.Value) {
+			return c.Ack.Text
+		}
+	}
+	return ""
 }
