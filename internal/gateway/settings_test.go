@@ -20,6 +20,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"fieldgate/internal/audit"
 	"fieldgate/internal/bus"
 	"fieldgate/internal/mqtt"
@@ -675,4 +677,30 @@ func TestUnstaged(t *testing.T) {
 	}
 	change("z", "it cannot be staged")
 	a.until("what was written of the last is gone", gone)
+}
+
+// A reload that a trial does not fit may come just when it is to be kept.
+func TestKeepAfterReload(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := &Source{path: filepath.Join(dir, "fieldgate.yaml"), dir: dir}
+	if _, err := s.stage(&request{ID: "x"}, []byte("{}\n"), []byte{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(Layer(dir), 0o600); err != nil { // whoever reads it waits for us
+		t.Fatal(err)
+	}
+	kept := make(chan error, 1)
+	go func() { kept <- s.keep([]byte("{}")) }() // ends once the file is closed
+	f, err := os.OpenFile(Layer(dir), os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.drop() // as Load does then
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-kept; err == nil || !strings.Contains(err.Error(), "does not fit") {
+		t.Errorf("kept: %v", err)
+	}
 }

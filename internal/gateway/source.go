@@ -233,6 +233,9 @@ func (s *Source) stage(r *request, body, before []byte) (*head, error) {
 	return &t.head, nil
 }
 
+// unfit is why a trial is over that Load could not put over the file on site.
+const unfit = "it does not fit the configuration that was reloaded"
+
 // edited says what somebody on site has done to the files during the trial; "" if
 // nothing.
 func (s *Source) edited() string {
@@ -240,7 +243,7 @@ func (s *Source) edited() string {
 	t := s.trial
 	s.mu.Unlock()
 	if t == nil {
-		return "it does not fit the configuration that was reloaded"
+		return unfit
 	}
 	for _, f := range []struct {
 		path string
@@ -266,6 +269,9 @@ func (s *Source) keep(answer []byte) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.trial == nil { // since
+		return errors.New(unfit)
+	}
 	h := s.trial.head
 	h.Answer = answer
 	text, err := textOf(&h, s.trial.body)
