@@ -49,7 +49,7 @@ const (
 type ConnOptions struct {
 	Will    *mqtt.Message       // published by the broker if we vanish; nil: none
 	Handler Handler             // nil: what comes is dropped
-	TooLong TooLong             // nil: what is too long is dropped
+	TooLong TooLong             // nil: what is too long is dropped, and not acknowledged
 	Acked   func(seqs []uint64) // queue entries that were acknowledged; called from the reader, keeps nothing
 	Width   int                 // messages in flight; 0: the constant
 	Sure    bool                // send what has QoS 0 with QoS 1

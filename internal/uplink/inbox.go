@@ -69,7 +69,9 @@ func (c *Conn) arrived(m mqtt.Message, id uint16, long bool) {
 	var safe []<-chan struct{}
 	switch valid := mqtt.ValidTopic(m.Topic) == nil; {
 	case !valid:
-	case long && c.tooLong != nil:
+	case long && c.tooLong == nil:
+		return // the broker keeps it for who is told of it
+	case long:
 		length := int(binary.BigEndian.Uint32(m.Payload))
 		m.Payload = nil
 		c.tooLong(m, length)

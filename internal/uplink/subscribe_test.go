@@ -132,6 +132,59 @@ func TestTooLong(t *testing.T) {
 	}
 }
 
+// TestTooLongIsKept is a session that the broker keeps, to which one connects who
+// is not told of what is too long, as Test does: it stays for who is.
+func TestTooLongIsKept(t *testing.T) {
+	t.Parallel()
+	b := mosquittotest.Start(t, mosquittotest.Options{})
+	other := client(t, b.URL())
+	cfg := settings(b.URL())
+	cfg.CleanSession = false
+	came := make(chan string, 10)
+	connect := func(o ConnOptions) *Conn {
+		o.MaxPacket = 1000
+		o.Handler = func(m mqtt.Message) []<-chan struct{} {
+			came <- string(m.Payload)
+			return []<-chan struct{}{make(chan struct{})}
+		}
+		c, err := Connect(t.Context(), cfg, b.URL(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := connect(ConnOptions{})
+	if _, err := c.Subscribe(t.Context(), "cmd/#", 1); err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+	for _, p := range []string{strings.Repeat("x", 2000), "short"} {
+		if err := other.Publish(t.Context(), mqtt.Message{Topic: "cmd/kept", Payload: []byte(p), QoS: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, row := range []struct {
+		o    ConnOptions
+		want []string
+	}{
+		{ConnOptions{}, []string{"short"}},
+		{ConnOptions{TooLong: func(_ mqtt.Message, length int) { came <- fmt.Sprint(length) }}, []string{"2000", "short"}},
+	} {
+		c := connect(row.o)
+		for _, want := range row.want {
+			select {
+			case got := <-came:
+				if got != want {
+					t.Errorf("%q came, want %q", got, want)
+				}
+			case <-time.After(patience):
+				t.Fatalf("%q does not come", want)
+			}
+		}
+		c.Close()
+	}
+}
+
 // TestSubscriptionsKept is a session that the broker keeps while we are away.
 func TestSubscriptionsKept(t *testing.T) {
 	t.Parallel()
