@@ -79,7 +79,13 @@ func (g *Gateway) subscriptions(a *assembly, name string) []uplink.Subscription 
 func (g *Gateway) answer(via string, m mqtt.Message) { g.send(via, m, (*queue.Queue).DeliverNow) }
 
 // tell is answer for what a power cut may take. It waits for no disk.
-func (g *Gateway) tell(via string, m mqtt.Message) { g.send(via, m, (*queue.Queue).Deliver) }
+func (g *Gateway) tell(via string, m mqtt.Message) {
+	deliver := (*queue.Queue).Deliver
+	if g.now.Load().way(via).cfg.Queue.Commit == 0 {
+		deliver = (*queue.Queue).DeliverNow // the other waits then
+	}
+	g.send(via, m, deliver)
+}
 
 func (g *Gateway) send(via string, m mqtt.Message, deliver deliver) {
 	if err := g.deliver(context.Background(), via, m, deliver); err != nil {

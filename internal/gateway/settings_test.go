@@ -704,3 +704,19 @@ func TestKeepAfterReload(t *testing.T) {
 		t.Errorf("kept: %v", err)
 	}
 }
+
+// What is said by the goroutine that receives waits for no disk, also where a queue
+// says nothing else is taken: commands come behind it.
+func TestTellWaitsForNoDisk(t *testing.T) {
+	t.Parallel()
+	a := follow(t, t.TempDir(), "site: { id: s }\nuplinks: { cloud: { url: \"mqtt://127.0.0.1:1\", status: false, queue: { commit: 0 } } }\nbroker: { listen: mqtt://127.0.0.1:0, anonymous: true }\nsettings: { from: cloud, allow: [status] }\nweb: false\n")
+	q := a.now.Load().way("cloud").queue
+	before := q.Stats().Flash.Total.Syncs
+	const n = 300
+	for range n {
+		a.remote.turnAway(&request{Via: "cloud", Ack: "ack", at: time.Now()}, "busy")
+	}
+	if is := q.Stats().Flash.Total.Syncs - before; is >= n {
+		t.Errorf("%d syncs for %d answers: each waits for its own", is, n)
+	}
+}
