@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -34,15 +35,28 @@ func (g *Gateway) setDesk(cfg *config.Config, next *assembly) {
 		next.desk.Change(cfg.Devices, cfg.Commands, cfg.CommandRules, kept)
 		return
 	}
+	answers := maps.Clone(next.sinks)
+	for _, w := range next.ways {
+		answers[w.name] = prompt{w.queue}
+	}
 	d := command.Open(g.dir, command.Options{
 		Devices: cfg.Devices, Commands: cfg.Commands, Rules: cfg.CommandRules,
 		Field: g.plant, Audit: next.audit,
 		Last:      g.pipeline.Last,
 		ClockSet:  func() bool { return g.clock.State() != clock.Unset },
 		Clock:     g.clock,
-		Connected: g.connected, Kept: kept, Answers: next.sinks,
+		Connected: g.connected, Kept: kept, Answers: answers,
 	}, part(g.log, "commands", ""))
 	next.desk = desk{d, group.NewPart("commands", d.Run)}
+}
+
+// prompt is a queue whose messages are in its file at once: an answer that the next
+// power cut took would not be given a third time.
+type prompt struct{ *queue.Queue }
+
+// Deliver implements mqtt.Sink.
+func (p prompt) Deliver(ctx context.Context, msgs ...mqtt.Message) error {
+	return p.DeliverNow(ctx, msgs...)
 }
 
 // connected reports whether an uplink is connected.

@@ -2,11 +2,13 @@ package gateway
 
 import (
 	"context"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"fieldgate/internal/audit"
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/queue"
 )
@@ -59,4 +61,35 @@ func TestAnswerMeetsReload(t *testing.T) {
 	if n := r.now.Load().way("cloud").queue.Stats().Messages; err != nil || n != 1 {
 		t.Errorf("%v, %d messages", err, n)
 	}
+}
+
+// An answer to an order of before the start is in the queue's file at once: it is
+// recorded as given.
+func TestOrphansAnswerIsSafe(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	log, err := audit.Open(dir, audit.Options{}, slog.New(slog.DiscardHandler))
+	if err == nil {
+		_, err = log.Append(t.Context(), audit.Record{Event: audit.Accepted, ID: "x", Via: "cloud", Point: "v.p", Value: "1", Reason: "answer on cmd/ack"})
+	}
+	if err == nil {
+		err = log.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	const text = "site: { id: s }\nuplinks: { cloud: { url: \"mqtt://127.0.0.1:1\", status: false, queue: { commit: 1m } } }\nbroker: { listen: mqtt://127.0.0.1:0, anonymous: true }\nbuses: { b: { tcp: 127.0.0.1:1 } }\ndevices: { v: { bus: b, points: { p: { at: holding 0, write: {} } } } }\ncommands: [ { topic: cmd, write: v.p, ack: cmd/ack } ]\nweb: false\n"
+	a := follow(t, dir, text)
+	a.until("it is in the file", func() bool {
+		copied := t.TempDir() // as a power cut would leave it
+		data, err := os.ReadFile(filepath.Join(dir, "queue-cloud.db"))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(copied, "queue-cloud.db"), data, 0o600)
+		}
+		if err != nil {
+			return false // it is not there yet
+		}
+		files, err := queue.Files(copied) // an error: it was just being written
+		return err == nil && len(files) == 1 && files[0].Messages == 1
+	})
 }
