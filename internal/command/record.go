@@ -472,7 +472,7 @@ func (d *Desk) recount(p *past, r *audit.Record, day int64) {
 // outcome is unknown, and of the last that it knew what that was.
 func (d *Desk) answerOrphans(ctx context.Context) {
 	for _, o := range d.orphans {
-		d.beat.Works() // each may wait for the disk
+		d.beat.Works()
 		if !o.ended {
 			rec := o.record
 			rec.Time = time.Time{} // now
