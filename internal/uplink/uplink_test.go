@@ -399,6 +399,7 @@ func TestBrokerKilled(t *testing.T) {
 	t.Parallel()
 	b := mosquittotest.Start(t, mosquittotest.Options{})
 	k := newLink(t, b.Addr())
+	k.setRefuse(true)
 	r := run(t, settings(k.url()), nil)
 	const n, kills = 2000, 3
 	var published atomic.Int32
