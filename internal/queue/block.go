@@ -160,7 +160,7 @@ func (u *unpacker) unpack(key, value []byte, from uint64, each func(seq uint64, 
 	count, raw := uint64(binary.BigEndian.Uint16(value[crcBytes+1:])), []byte(nil)
 	if sound(key, value) {
 		raw = u.open(value[crcBytes+blockHeader:], binary.BigEndian.Uint32(value[crcBytes+5:]))
-	} else if count > blockBytes/recordHeader {
+	} else if count == 0 || count > blockBytes/recordHeader {
 		count = 1
 	}
 	seq := first

@@ -102,6 +102,13 @@ func TestDamagedBlock(t *testing.T) {
 			t.Errorf("byte %d is wrong: %d records lost, want 20", at, lost)
 		}
 	}
+	// One that says it holds none has lost some all the same.
+	bad, lost := bytes.Clone(v.value), 0
+	clear(bad[crcBytes+1 : crcBytes+3])
+	u.unpack(v.key, bad, 0, func(uint64, []byte, bool) { lost++ })
+	if lost != 1 {
+		t.Errorf("no records in it: %d lost, want 1", lost)
+	}
 }
 
 // TestFileOfRecords reads a file as it was before there were blocks: a value for
