@@ -18,6 +18,7 @@ import (
 	"fieldgate/internal/mqtt/mosquittotest"
 	"fieldgate/internal/simulate"
 	"fieldgate/internal/uplink"
+	"fieldgate/test/madeup"
 )
 
 // commander sends commands, each with an id and a value of its own, until each is
@@ -155,7 +156,7 @@ func twin(t *testing.T) (addr string, written func() map[uint16]int) {
 		}))
 	}
 	plant := &simulate.Plant{Buses: []*simulate.Bus{bus}}
-	runPlant(t, plant)
+	madeup.Run(t, plant)
 	return bus.Addr(), func() map[uint16]int {
 		mu.Lock()
 		defer mu.Unlock()

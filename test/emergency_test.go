@@ -18,6 +18,7 @@ import (
 	"fieldgate/internal/mqtt"
 	"fieldgate/internal/simulate"
 	"fieldgate/internal/uplink"
+	"fieldgate/test/madeup"
 )
 
 // An emergency stop passes a line that is polled back to back and has normal
@@ -147,7 +148,7 @@ func emergencies(t *testing.T, lines, tries int, slack time.Duration) {
 		plant.Buses = append(plant.Buses, bus)
 		all = append(all, l)
 	}
-	runPlant(t, plant)
+	madeup.Run(t, plant)
 
 	points, buses, devices, commands := "", "", "", ""
 	for i := range 20 {

@@ -1,7 +1,6 @@
 package test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -15,6 +14,7 @@ import (
 	"fieldgate/internal/gateway"
 	"fieldgate/internal/mqtt/mosquittotest"
 	"fieldgate/internal/simulate"
+	"fieldgate/test/madeup"
 )
 
 // message is what mosquitto_sub has received.
@@ -133,25 +133,8 @@ func plant(t *testing.T, dir, yaml string) *simulate.Plant {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runPlant(t, p)
+	madeup.Run(t, p)
 	return p
-}
-
-// runPlant runs made-up devices until the test ends.
-func runPlant(t *testing.T, p *simulate.Plant) {
-	t.Helper()
-	if err := p.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }() // ends with ctx
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
 }
 
 // writeFile writes a file of the test and returns its path.

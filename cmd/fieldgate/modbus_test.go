@@ -18,6 +18,7 @@ import (
 	"fieldgate/internal/modbus"
 	"fieldgate/internal/simulate"
 	"fieldgate/test/child"
+	"fieldgate/test/madeup"
 )
 
 // TestModbus runs the scripts of testdata/modbus in this process, and with the real
@@ -251,7 +252,7 @@ devices:
 			if err != nil {
 				t.Fatal(err)
 			}
-			runPlant(t, plant)
+			madeup.Run(t, plant)
 			url := framing + "://" + plant.Bus("line1").Addr() + "?mode=115200-8N1"
 			last := ""
 			for _, tt := range []struct {
@@ -289,23 +290,6 @@ devices:
 	}
 }
 
-// runPlant runs made-up devices until the test ends.
-func runPlant(t *testing.T, p *simulate.Plant) {
-	t.Helper()
-	if err := p.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }() // ends with ctx
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-}
-
 // TestModbusScanSilent: a search among many that say nothing keeps the connection
 // over which it asks them.
 func TestModbusScanSilent(t *testing.T) {
@@ -321,7 +305,7 @@ devices:
 	if err != nil {
 		t.Fatal(err)
 	}
-	runPlant(t, plant)
+	madeup.Run(t, plant)
 	for _, url := range []string{"rtu+tcp://" + plant.Bus("rtu").Addr(), "tcp://" + plant.Bus("tcp").Addr(), "tcp://" + plant.Bus("tcp").Addr() + "?in_flight=2"} {
 		out, errs, code := inProcess([]string{"modbus", "scan", "units", url, "1-9", "--timeout", "50ms", "--pause", "0s"})
 		if code != 0 || !strings.Contains(out, "unit 1  ok") || !strings.Contains(out, "unit 9  ok") {
